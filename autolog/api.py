@@ -1,0 +1,388 @@
+"""Switching things on and off: what a user calls."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from autolog import beside, guard, registry, runtime, scope
+from autolog.checkpoints import Checkpoints
+from autolog.config import Config, resolve
+from autolog.run import Run
+from autolog.spool import Spool
+
+logger = logging.getLogger("autolog")
+
+_UNSET: Any = object()
+_stack = ExitStack()
+_watched: set[str] = set()
+_exit_registered = False
+
+
+def autolog(
+    *flavors: str,
+    tracking_uri: str | None = _UNSET,
+    experiment: str | None = _UNSET,
+    log_models: bool = _UNSET,
+    log_datasets: bool = _UNSET,
+    log_model_signatures: bool = _UNSET,
+    log_input_examples: bool = _UNSET,
+    log_post_training_metrics: bool = _UNSET,
+    disable: bool = _UNSET,
+    exclusive: bool = _UNSET,
+    silent: bool = _UNSET,
+    extra_tags: Mapping[str, str] | None = _UNSET,
+    exclude_flavors: Sequence[str] = _UNSET,
+    registered_model_name: str | None = _UNSET,
+    disable_for_unsupported_versions: bool = _UNSET,
+    checkpoints: Checkpoints = _UNSET,
+    sender: str = _UNSET,
+    exit_timeout: float = _UNSET,
+) -> None:
+    """Record training in scikit-learn, PyTorch, XGBoost and Spark ML in MLflow, from here on.
+
+    May stand before or after the imports of the frameworks, and may be called again to change settings. Every
+    argument has an environment variable ``AUTOLOG_<NAME>``; an argument wins over its variable. Names shared with
+    ``mlflow.autolog`` mean the same.
+
+    flavors: names of the flavors wanted; none means all whose framework is installed.
+    tracking_uri: where to record; default is what MLflow in this process uses, else MLflow's own default store.
+    experiment: name of the experiment, made when new; default is what MLflow in this process uses.
+    log_models, log_datasets, log_model_signatures, log_input_examples, log_post_training_metrics: what to record.
+    disable: switch everything off, as :func:`disable`.
+    exclusive: never record into a run that the user started; open one of our own instead.
+    silent: no messages of ours at all.
+    extra_tags: tags for every run.
+    exclude_flavors: names of flavors not wanted.
+    registered_model_name: register each final model under this name.
+    disable_for_unsupported_versions: leave frameworks alone whose version is outside the supported range.
+    checkpoints: when to snapshot models that train step by step, and what to keep.
+    sender: "process" delivers from a child process that outlives this one, "thread" from a thread of this one.
+    exit_timeout: seconds to wait for delivery when the process exits; the rest stays on disk for ``autolog sync``.
+
+    Raises:
+        TypeError, ValueError: an argument or variable that is unknown, of the wrong kind, or contradicts another.
+        LookupError: a flavor asked for by name that no distribution provides.
+        ImportError: a flavor asked for by name whose framework is not installed or cannot be used; the message has
+            the command that installs it.
+    """
+    given = {
+        name: value
+        for name, value in (
+            ("tracking_uri", tracking_uri),
+            ("experiment", experiment),
+            ("log_models", log_models),
+            ("log_datasets", log_datasets),
+            ("log_model_signatures", log_model_signatures),
+            ("log_input_examples", log_input_examples),
+            ("log_post_training_metrics", log_post_training_metrics),
+            ("disable", disable),
+            ("exclusive", exclusive),
+            ("silent", silent),
+            ("extra_tags", extra_tags),
+            ("exclude_flavors", exclude_flavors),
+            ("registered_model_name", registered_model_name),
+            ("disable_for_unsupported_versions", disable_for_unsupported_versions),
+            ("checkpoints", checkpoints),
+            ("sender", sender),
+            ("exit_timeout", exit_timeout),
+        )
+        if value is not _UNSET
+    }
+    if flavors:
+        given["flavors"] = flavors
+    config = resolve(given)
+    if config.disable:
+        globals()["disable"]()
+        return
+    known = registry.entry_points()
+    for name in (*config.flavors, *config.exclude_flavors):
+        if name not in known:
+            raise LookupError(f"no flavor is called {name!r}; installed are {', '.join(sorted(known))}")
+    wanted = [name for name in (config.flavors or known) if name not in config.exclude_flavors]
+    for name in config.flavors:
+        _require(name)
+    if runtime.config.sender != config.sender and runtime.writer is not None:
+        logger.debug("the sender of this process is already chosen; sender=%r applies to the next", config.sender)
+    runtime.config = config
+    logger.setLevel(logging.CRITICAL + 1 if config.silent else logging.NOTSET)
+    _switch_on(wanted)
+    for flavor in registry.loaded():
+        if flavor.patched and flavor.name not in wanted:
+            flavor.unpatch()
+
+
+def _require(name: str) -> None:
+    """Raise ImportError, with the command that helps, for a flavor asked for whose framework does not import."""
+    if name in sys.modules:
+        return
+    found = guard.attempt(importlib.util.find_spec, name)
+    if found.value is None:
+        raise ImportError(
+            f"autolog({name!r}) was asked for, but {name} is not installed. Install it with: {registry.install_hint(name)}"
+        )
+
+
+def _switch_on(wanted: list[str]) -> None:
+    global _exit_registered
+    runtime.enabled = True
+    if not _exit_registered:
+        _exit_registered = True
+        atexit.register(_at_exit)
+    if not _watched & {"threads"}:
+        from autolog.patching import install
+
+        _watched.add("threads")
+        install(_stack, threading.Thread, "start", scope.start_thread)
+    for name in wanted:
+        _watch(name, _framework_imported, name)
+    _watch("mlflow.tracking.fluent", _mlflow_imported, "mlflow")
+
+
+def _watch(module: str, found: Any, name: str) -> None:
+    """Call `found` when `module` is imported, or now if it was; wrapt keeps hooks for ever, so only once each."""
+    loaded = sys.modules.get(module)
+    if loaded is not None and not getattr(getattr(loaded, "__spec__", None), "_initializing", False):
+        found(name, loaded)
+    if module not in _watched:
+        _watched.add(module)
+        if loaded is None or getattr(getattr(loaded, "__spec__", None), "_initializing", False):
+            wrapt.register_post_import_hook(lambda imported: found(name, imported), module)
+
+
+def _framework_imported(name: str, module: ModuleType) -> None:
+    config = runtime.config
+    if not runtime.enabled or name in config.exclude_flavors or (config.flavors and name not in config.flavors):
+        return
+    # An error here would break the user's import.
+    guard.run(f"patch {name}", _patch, name, module)
+
+
+def _patch(name: str, module: ModuleType) -> None:
+    config = runtime.config
+    problem = registry.version_problem(name)
+    if problem is not None and config.disable_for_unsupported_versions:
+        logger.debug("%s: not recorded, as disable_for_unsupported_versions asks", problem)
+        return
+    if problem is not None:
+        guard.say_once(f"version-{name}", "mlflow-autolog: %s; it is recorded all the same.", problem)
+    loaded = guard.attempt(registry.load_flavor, name)
+    if loaded.value is None:
+        if name in config.flavors and loaded.error is not None:
+            raise loaded.error
+        logger.debug("flavor %s cannot be used", name, exc_info=loaded.error)
+        return
+    flavor = loaded.value
+    if not flavor.patched:
+        flavor.patched = True
+        patched = guard.attempt(flavor.patch, module)
+        if patched.error is not None:
+            flavor.unpatch()
+            raise patched.error
+
+
+_meeting = beside.Meeting(
+    drain=lambda timeout: flush(timeout),
+    open_here=runtime.open_run_here,
+    last=runtime.last_run,
+    remote=lambda run, timeout: remote_id(run, timeout),
+    user_run_ends=lambda run_id: _user_run_ends(run_id),
+)
+
+
+def _mlflow_imported(_: str, fluent: ModuleType) -> None:
+    if runtime.enabled and "met" not in _watched:
+        _watched.add("met")
+        guard.run("meet the user's mlflow", _meeting.patch, fluent, _stack)
+
+
+def _user_run_ends(run_id: str) -> None:
+    for flavor in registry.loaded():
+        flavor.finish_adopted(run_id)
+    adopted = runtime.user_run_ended(run_id)
+    if adopted is not None:
+        adopted.end()
+
+
+def disable() -> None:
+    """Stop recording and take all patches back. Runs that are open between calls are ended; nothing said is lost."""
+    runtime.enabled = False
+    for flavor in registry.loaded():
+        guard.run(f"finish {flavor.name}", flavor.finish, "FINISHED", None)
+        if flavor.patched:
+            guard.run(f"unpatch {flavor.name}", flavor.unpatch)
+    _stack.close()
+    _watched.discard("met")
+    _watched.discard("threads")
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Record nothing that this thread calls inside the ``with`` block. May be nested."""
+    with scope.muted():
+        yield
+
+
+def flush(timeout: float = 30.0) -> bool:
+    """Wait until everything recorded so far is in the tracking store.
+
+    timeout: seconds. Returns False where it ran out; nothing is lost then, delivery goes on.
+    """
+    writer = runtime.writer
+    if writer is None or threading.current_thread().name.startswith("autolog-"):
+        return True
+    done = writer.flush(timeout)
+    _say_problems()
+    return done
+
+
+_said_problems = 0
+
+
+def _say_problems() -> None:
+    """Repeat, once each, what the sender could not do."""
+    global _said_problems
+    writer = runtime.writer
+    if writer is None or writer.folder is None or not (writer.folder / "spool.db").exists():
+        return
+    spool = Spool(writer.folder)
+    try:
+        for seq, kind, message in spool.problems(after=_said_problems):
+            _said_problems = seq
+            if kind == "store":
+                logger.warning(
+                    "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as "
+                    "soon as the store answers, or later with: autolog sync",
+                    message,
+                )
+            else:
+                logger.warning("mlflow-autolog: %s. Everything else is recorded.", message)
+    finally:
+        spool.close()
+
+
+def remote_id(run: Run, timeout: float) -> str | None:
+    """Return the id that the tracking store gave to `run`, waiting up to `timeout` seconds for it."""
+    if run.adopted:
+        return run.adopted
+    deadline = time.monotonic() + timeout
+    writer = runtime.get_writer()
+    key = f"run:{run.key}"
+    if writer.spooled(timeout) is None or writer.folder is None:
+        return None
+    spool = Spool(writer.folder)
+    try:
+        while True:
+            known = spool.lookup(key)
+            if known is not None and known.remote is not None:
+                return known.remote
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.005)
+    finally:
+        spool.close()
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """The run that this process recorded last."""
+
+    _run: Run
+
+    @property
+    def run_id(self) -> str:
+        """Its id in the tracking store, waiting for it up to 30 seconds.
+
+        Raises: TimeoutError where the store has not made it by then.
+        """
+        found = remote_id(self._run, 30.0)
+        if found is None:
+            raise TimeoutError("the tracking store has not made the run yet; see autolog.status()")
+        return found
+
+    @property
+    def flavor(self) -> str:
+        """The framework that it records."""
+        return self._run.flavor
+
+
+def last_run() -> LastRun | None:
+    """Return the run that was opened last in this process, or None."""
+    run = runtime.last_run()
+    return None if run is None else LastRun(run)
+
+
+def status() -> dict[str, Any]:
+    """Return what is switched on, what waits to be delivered, and what went wrong.
+
+    Keys: enabled, config, flavors (name -> whether it is patched, its supported range and any version problem),
+    writer (spool folder, sender), backlog (records on disk that wait), errors (swallowed errors, oldest first).
+    """
+    writer = runtime.writer
+    backlog = 0
+    problems: list[str] = []
+    if writer is not None and writer.folder is not None and (writer.folder / "spool.db").exists():
+        spool = Spool(writer.folder)
+        try:
+            backlog = spool.backlog()
+            problems = [message for _, _, message in spool.problems()]
+        finally:
+            spool.close()
+    patched = {flavor.name for flavor in registry.loaded() if flavor.patched}
+    return {
+        "enabled": runtime.enabled,
+        "config": runtime.config,
+        "flavors": {
+            name: {
+                "patched": name in patched,
+                "supported": " ".join(registry.supported(name)),
+                "problem": registry.version_problem(name),
+            }
+            for name in sorted(registry.entry_points())
+        },
+        "writer": writer.snapshot() if writer is not None else None,
+        "backlog": backlog,
+        "problems": problems,
+        "errors": [f"could not {what}: {type(error).__name__}: {error}" for what, error in guard.swallowed],
+    }
+
+
+def _at_exit() -> None:
+    """End what is open with the status that the process ends with, and deliver."""
+    # The interpreter keeps what it printed a traceback for; SystemExit is not among it.
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    interactive = hasattr(sys, "ps1")
+    state = "FINISHED"
+    if error is not None and not interactive:
+        state = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    runtime.enabled = False
+    for flavor in registry.loaded():
+        guard.run(f"finish {flavor.name}", flavor.finish, state, error if state != "FINISHED" else None)
+    for run in runtime.open_runs():
+        guard.run("end the run", run.end, state, error if state != "FINISHED" else None)
+    writer = runtime.writer
+    if writer is None:
+        return
+    done = guard.attempt(writer.close, runtime.config.exit_timeout)
+    guard.attempt(_say_problems)
+    if done.error is not None or not done.value:
+        logger.warning(
+            "mlflow-autolog: not everything is delivered yet (%s). Nothing is lost: it is kept in %s and delivered "
+            "in the background; to wait for it: autolog sync",
+            f"{runtime.config.exit_timeout:g} s were over",
+            writer.folder,
+        )
+
+
+__all__ = ["Checkpoints", "Config", "LastRun", "autolog", "disable", "flush", "last_run", "paused", "status"]

@@ -1,0 +1,212 @@
+"""Beside MLflow's own API: what the user's ``mlflow`` is doing, and how its calls and ours meet.
+
+The user's module is looked at through ``sys.modules`` and never imported. Its calls never fail because of ours:
+everything of ours that happens inside them is guarded.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autolog import guard
+
+if TYPE_CHECKING:
+    from autolog.run import Run
+
+#: MLflow's name for the autologging integration of a framework of ours. Plain torch has none: what MLflow calls
+#: ``pytorch`` records Lightning only.
+MLFLOW_FLAVORS = {"sklearn": "sklearn", "xgboost": "xgboost", "pyspark": "pyspark.ml"}
+
+#: Seconds that a read through MLflow, or the end of the user's own run, waits for what was recorded before it.
+READ_TIMEOUT = 10.0
+
+_READS = (
+    "get_run",
+    "get_metric_history",
+    "search_runs",
+    "search_logged_models",
+    "get_logged_model",
+    "list_artifacts",
+    "list_logged_model_artifacts",
+    "download_artifacts",
+    "get_experiment",
+    "get_experiment_by_name",
+    "search_experiments",
+)
+
+
+def _fluent() -> Any:
+    return sys.modules.get("mlflow.tracking.fluent")
+
+
+def active_run() -> str | None:
+    """Return the id of the run that the user has active in this thread, or that MLFLOW_RUN_ID names."""
+    fluent = _fluent()
+    if fluent is not None and hasattr(fluent, "active_run"):
+        run = fluent.active_run()
+        if run is not None:
+            return str(run.info.run_id)
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def tracking_uri() -> str | None:
+    """Return the tracking URI that the user's MLflow uses; None for MLflow's default."""
+    utils = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    if utils is not None and hasattr(utils, "is_tracking_uri_set") and utils.is_tracking_uri_set():
+        return str(utils.get_tracking_uri())
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def experiment_id() -> str | None:
+    """Return the experiment that the user chose with ``mlflow.set_experiment`` or MLFLOW_EXPERIMENT_ID."""
+    chosen = getattr(_fluent(), "_active_experiment_id", None)
+    return chosen or os.environ.get("MLFLOW_EXPERIMENT_ID") or None
+
+
+def mlflow_records(flavor: str) -> bool:
+    """Return whether MLflow's own autologging is on for the framework of `flavor`."""
+    utils = sys.modules.get("mlflow.utils.autologging_utils")
+    name = MLFLOW_FLAVORS.get(flavor)
+    if utils is None or name is None or name not in utils.AUTOLOGGING_INTEGRATIONS:
+        return False
+    return not utils.autologging_is_disabled(name)
+
+
+# -- tags that MLflow sets ------------------------------------------------------------------------------------------
+
+
+def source_name() -> str:
+    """Return what MLflow calls the source: the main script, or the interpreter where there is none."""
+    return sys.argv[0] if sys.argv and sys.argv[0] else sys.executable
+
+
+def context_tags(main_file: str) -> dict[str, str]:
+    """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the worker thread."""
+    tags = {}
+    user = guard.attempt(getpass.getuser)
+    if user.value:
+        tags["mlflow.user"] = user.value
+    commit = guard.attempt(_git_commit, Path(main_file).resolve().parent)
+    if commit.value:
+        tags["mlflow.source.git.commit"] = commit.value
+    return tags
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Return the commit checked out in the repository around `folder`; see gitrepository-layout(5)."""
+    git = next((parent / ".git" for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    if git is None:
+        return None
+    if git.is_file():  # A worktree or submodule: "gitdir: <path>".
+        git = (git.parent / git.read_text().removeprefix("gitdir:").strip()).resolve()
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref:"):
+        return head
+    name = head.removeprefix("ref:").strip()
+    common = git
+    if (git / "commondir").exists():
+        common = (git / (git / "commondir").read_text().strip()).resolve()
+    for base in (git, common):
+        if (base / name).exists():
+            return (base / name).read_text().strip()
+    packed = common / "packed-refs"
+    if packed.exists():
+        for line in packed.read_text().splitlines():
+            if line.endswith(f" {name}"):
+                return line.split()[0]
+    return None
+
+
+# -- meeting the user's calls -----------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """The wrappers around the user's MLflow: reads see what was recorded, logging goes into our open run."""
+
+    def __init__(
+        self,
+        *,
+        drain: Callable[[float], bool],
+        open_here: Callable[[], Run | None],
+        last: Callable[[], Run | None],
+        remote: Callable[[Run, float], str | None],
+        user_run_ends: Callable[[str], None],
+    ) -> None:
+        self._drain = drain
+        self._open_here = open_here
+        self._last = last
+        self._remote = remote
+        self._user_run_ends = user_run_ends
+
+    def patch(self, fluent: Any, stack: ExitStack) -> None:
+        """Wrap the module ``mlflow.tracking.fluent`` and the client below it, undone by `stack`."""
+        from autolog.patching import install
+
+        for name, wrapper in (
+            ("_get_or_start_run", self._get_or_start_run),
+            ("end_run", self._end_run),
+            ("last_active_run", self._last_active_run),
+        ):
+            install(stack, fluent, name, wrapper, also=("mlflow", "mlflow.tracking"))
+        client = sys.modules.get("mlflow.tracking._tracking_service.client")
+        if client is not None:
+            for name in _READS:
+                if hasattr(client.TrackingServiceClient, name):
+                    install(stack, client.TrackingServiceClient, name, self._read)
+
+    def _ours(self) -> bool:
+        return threading.current_thread().name.startswith("autolog-")
+
+    def _read(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            guard.run("wait for what it recorded", self._drain, READ_TIMEOUT)
+        return wrapped(*args, **kwargs)
+
+    def _get_or_start_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            found = guard.run("hand its run to the user's logging call", self._our_active_run)
+            if found is not None:
+                return found
+        return wrapped(*args, **kwargs)
+
+    def _our_active_run(self) -> Any:
+        fluent = _fluent()
+        if fluent.active_run() is not None:
+            return None
+        run = self._open_here()
+        if run is None:
+            return None
+        run_id = self._remote(run, READ_TIMEOUT)
+        if run_id is None:
+            return None
+        client = sys.modules["mlflow.tracking._tracking_service.client"].TrackingServiceClient
+        stored = client(_uri_of_fluent()).store.get_run(run_id)
+        return fluent.ActiveRun(stored.info, stored.data)
+
+    def _end_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        active = None if self._ours() else guard.run("see which run ends", active_run)
+        if active is not None:
+            guard.run("finish what belongs to the run that ends", self._user_run_ends, active)
+            guard.run("wait for what it recorded", self._drain, READ_TIMEOUT)
+        return wrapped(*args, **kwargs)
+
+    def _last_active_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        theirs = wrapped(*args, **kwargs)
+        run = None if self._ours() else guard.run("look up its last run", self._last)
+        if run is None or _fluent().active_run() is not None:
+            return theirs
+        if theirs is not None and theirs.info.start_time > run.start_time:
+            return theirs
+        run_id = guard.run("look up its last run", self._remote, run, READ_TIMEOUT)
+        return theirs if run_id is None else _fluent().get_run(run_id)
+
+
+def _uri_of_fluent() -> str:
+    return str(sys.modules["mlflow.tracking._tracking_service.utils"].get_tracking_uri())

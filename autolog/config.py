@@ -1,0 +1,136 @@
+"""Settings: where arguments, ``AUTOLOG_*`` variables and defaults meet, validated once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from autolog.checkpoints import Checkpoints
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What :func:`autolog.autolog` was asked for. Each field can be given as ``AUTOLOG_<NAME>`` too.
+
+    Raises: ValueError, TypeError for values that are unknown or contradict each other.
+    """
+
+    #: Flavors asked for by name; empty means all that are installed.
+    flavors: tuple[str, ...] = ()
+    exclude_flavors: tuple[str, ...] = ()
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    log_models: bool = True
+    log_datasets: bool = True
+    log_model_signatures: bool = True
+    log_input_examples: bool = False
+    log_post_training_metrics: bool = True
+    disable: bool = False
+    exclusive: bool = False
+    silent: bool = False
+    extra_tags: Mapping[str, str] = field(default_factory=dict)
+    registered_model_name: str | None = None
+    disable_for_unsupported_versions: bool = False
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    sender: str = "process"
+    #: Seconds to wait for delivery when the training process exits.
+    exit_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type == "bool" and not isinstance(value, bool):
+                raise TypeError(f"{item.name} must be True or False, not {value!r}")
+            if item.type == "str | None" and value is not None and (not isinstance(value, str) or not value):
+                raise TypeError(f"{item.name} must be a non-empty text or None, not {value!r}")
+        if self.sender not in ("process", "thread"):
+            raise ValueError(f'sender must be "process" or "thread", not {self.sender!r}')
+        if not isinstance(self.checkpoints, Checkpoints):
+            raise TypeError(f"checkpoints must be autolog.Checkpoints(...), not {self.checkpoints!r}")
+        if not isinstance(self.extra_tags, Mapping):
+            raise TypeError(f"extra_tags must be a mapping of names to values, not {self.extra_tags!r}")
+        if not isinstance(self.exit_timeout, int | float) or self.exit_timeout < 0:
+            raise ValueError(f"exit_timeout must be a number of seconds, not {self.exit_timeout!r}")
+        both = sorted(set(self.flavors) & set(self.exclude_flavors))
+        if both:
+            raise ValueError(f"{', '.join(both)}: asked for and excluded at once")
+        if self.log_model_signatures is False and self.log_input_examples:
+            raise ValueError("log_input_examples=True needs log_model_signatures=True: MLflow makes one of the other")
+        if self.log_models is False and self.registered_model_name:
+            raise ValueError(f"registered_model_name={self.registered_model_name!r} needs log_models=True")
+
+
+def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """Return the settings: arguments win over ``AUTOLOG_*`` variables, which win over defaults.
+
+    Raises: TypeError for an unknown argument; ValueError naming the variable for one that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    known = {item.name: item for item in fields(Config)}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise TypeError(f"autolog() does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for name, item in known.items():
+        text = environ.get(f"AUTOLOG_{name.upper()}")
+        if text is not None and text != "" and name not in given:
+            values[name] = _read(name, str(item.type), text)
+    values.update(given)
+    for name in ("flavors", "exclude_flavors"):
+        if name in values:
+            values[name] = _names(name, values[name])
+    if values.get("extra_tags") is None:
+        values.pop("extra_tags", None)
+    return Config(**values)
+
+
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{argument} must be a list of flavor names, not {value!r}")
+    return tuple(value)
+
+
+def _read(name: str, kind: str, text: str) -> Any:
+    variable = f"AUTOLOG_{name.upper()}"
+    if kind == "bool":
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise ValueError(f"{variable} must be true or false, not {text!r}")
+    if kind == "float":
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"{variable} must be a number of seconds, not {text!r}") from None
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind.startswith("Mapping"):
+        return _pairs(variable, text)
+    if kind == "Checkpoints":
+        return _checkpoints(variable, text)
+    return text
+
+
+def _pairs(variable: str, text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError(f"{variable} must look like name=value,name=value, not {text!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _checkpoints(variable: str, text: str) -> Checkpoints:
+    if "=" not in text:
+        return Checkpoints(every=text)
+    given: dict[str, Any] = dict(_pairs(variable, text))
+    for name in ("keep_last", "keep_best"):
+        if name in given:
+            given[name] = None if given[name].lower() == "none" else int(given[name])
+    try:
+        return Checkpoints(**given)
+    except TypeError as error:
+        raise ValueError(f"{variable}: {error}") from None

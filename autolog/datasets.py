@@ -1,0 +1,156 @@
+"""What a training used, in a time that does not depend on its size.
+
+The digest covers shape, types, names and an evenly spaced sample of the content (at most 64 rows by 64 columns), so
+that data sets that differ get different digests unless they differ only in unsampled cells. Field formats are those of
+``mlflow.data`` (``PandasDataset``, ``NumpyDataset``, ``CodeDatasetSource``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autolog.signature import schema
+
+_ROWS = _COLUMNS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset as MLflow's run inputs show it. `key` links metrics to it."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str | None
+    profile: str | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Name and digest, by which MLflow identifies a dataset."""
+        return self.name, self.digest
+
+
+def describe(features: Any, targets: Any = None, *, name: str = "dataset") -> Dataset | None:
+    """Describe training or evaluation data; None where it is of no kind that can be told apart.
+
+    features: array-like, frame, sparse matrix or list of n rows; targets: the same, or None.
+    """
+    parts = [part for part in (features, targets) if part is not None]
+    if not parts:
+        return None
+    digest = hashlib.blake2b(digest_size=4)
+    for part in parts:
+        if not _feed(digest, part):
+            return None
+    return Dataset(
+        name=name,
+        digest=digest.hexdigest(),
+        source_type="code",
+        source=json.dumps({"tags": {"mlflow.source.name": sys.argv[0] if sys.argv else "", "mlflow.source.type": "LOCAL"}}),
+        schema=_schema(features, targets),
+        profile=_profile(features, targets),
+    )
+
+
+def _indices(length: int, limit: int) -> list[int]:
+    if length <= limit:
+        return list(range(length))
+    return [i * (length - 1) // (limit - 1) for i in range(limit)]
+
+
+def _feed(digest: Any, data: Any) -> bool:
+    """Add `data` to the digest; False where it is of no known kind."""
+    shape = getattr(data, "shape", None)
+    if hasattr(data, "iloc") or hasattr(data, "get_column") or hasattr(data, "to_frame"):
+        _feed_frame(digest, data)
+    elif shape is not None and hasattr(data, "tocsr"):
+        _feed_sparse(digest, data)
+    elif shape is not None and hasattr(data, "dtype"):
+        _feed_array(digest, data)
+    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        digest.update(f"list{len(data)}".encode())
+        for i in _indices(len(data), _ROWS):
+            digest.update(repr(data[i])[:1000].encode())
+    else:
+        return False
+    return True
+
+
+def _feed_array(digest: Any, array: Any) -> None:
+    digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+    if len(array.shape) == 0:
+        sample = array
+    elif len(array.shape) == 1:
+        sample = array[_indices(array.shape[0], _ROWS * 4)]
+    else:
+        sample = array[_indices(array.shape[0], _ROWS)][:, _indices(array.shape[1], _COLUMNS)]
+    sample = sample.detach().cpu().numpy() if hasattr(sample, "detach") else sample
+    digest.update(repr(sample.tolist()).encode() if str(array.dtype) == "object" else sample.tobytes())
+
+
+def _feed_sparse(digest: Any, matrix: Any) -> None:
+    digest.update(f"{matrix.format}{matrix.dtype}{matrix.shape}{matrix.nnz}".encode())
+    for part in ("data", "indices", "indptr", "row", "col"):
+        values = getattr(matrix, part, None)
+        if values is not None and getattr(values, "ndim", 0) == 1:
+            digest.update(values[_indices(len(values), _ROWS * 4)].tobytes())
+
+
+def _feed_frame(digest: Any, frame: Any) -> None:
+    shape = tuple(frame.shape)
+    digest.update(repr(shape).encode())
+    rows = _indices(shape[0], _ROWS)
+    if len(shape) == 1:
+        digest.update(f"{getattr(frame, 'name', '')}{frame.dtype}".encode())
+        picked = frame.iloc[rows] if hasattr(frame, "iloc") else frame[rows]
+        digest.update(repr(picked.to_numpy().tolist()).encode())
+        return
+    names = list(frame.columns)
+    digest.update(repr(names[:1000]).encode())
+    columns = _indices(shape[1], _COLUMNS)
+    for i in columns:
+        values = frame.iloc[:, i] if hasattr(frame, "iloc") else frame.get_column(names[i])
+        digest.update(str(values.dtype).encode())
+        picked = values.iloc[rows] if hasattr(values, "iloc") else values[rows]
+        array = picked.to_numpy()
+        digest.update(repr(array.tolist()).encode() if array.dtype.kind not in "iufbM" else array.tobytes())
+
+
+def _schema(features: Any, targets: Any) -> str | None:
+    specs = schema(features)
+    if not specs:
+        return None
+    if specs[0]["type"] == "tensor":
+        return json.dumps({"mlflow_tensorspec": {"features": json.dumps(specs), "targets": _targets(targets)}})
+    if len(specs) > 1000:  # MLflow refuses a dataset schema of more than 65,535 characters... of JSON.
+        specs = specs[:1000]
+    text = json.dumps({"mlflow_colspec": specs})
+    return text if len(text) <= 65_535 else None
+
+
+def _targets(targets: Any) -> str | None:
+    specs = schema(targets)
+    return json.dumps(specs) if specs and specs[0]["type"] == "tensor" else None
+
+
+def _profile(features: Any, targets: Any) -> str | None:
+    shape = getattr(features, "shape", None)
+    if shape is None:
+        return json.dumps({"num_rows": len(features)})
+    size = 1
+    for extent in shape:
+        size *= int(extent)
+    if hasattr(features, "columns"):
+        return json.dumps({"num_rows": int(shape[0]), "num_elements": size})
+    profile: dict[str, Any] = {"features_shape": [int(n) for n in shape], "features_size": size}
+    if (nbytes := getattr(features, "nbytes", None)) is not None:
+        profile["features_nbytes"] = int(nbytes)
+    if (target_shape := getattr(targets, "shape", None)) is not None:
+        profile["targets_shape"] = [int(n) for n in target_shape]
+    return json.dumps(profile)

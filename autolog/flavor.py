@@ -1,0 +1,78 @@
+"""Flavor: what to patch in one framework, and what to say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from autolog import patching
+from autolog.patching import Call, Hook
+from autolog.scope import Scope
+
+
+class Flavor:
+    """Base class of all flavors. An entry point of the group ``autolog.flavors`` names the subclass.
+
+    A flavor implements :meth:`patch` with the ``wrap_*`` methods, and writes hooks (see :mod:`autolog.patching`).
+    It imports its framework only inside functions, and neither mlflow nor another flavor.
+    """
+
+    #: Import name of the framework, and name of the extra that installs it.
+    name: ClassVar[str]
+    #: Top-level packages whose classes this flavor records itself, though another flavor could, too.
+    claims: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.patched = False
+
+    def patch(self, module: ModuleType) -> None:
+        """Patch the framework; `module` is its top-level module, completely imported."""
+        raise NotImplementedError
+
+    def unpatch(self) -> None:
+        """Undo :meth:`patch`."""
+        self._stack.close()
+        self.patched = False
+
+    def finish(self, status: str, error: BaseException | None) -> None:
+        """End the runs that stay open between calls, as when the interpreter exits. Most flavors have none."""
+
+    def finish_adopted(self, run_id: str) -> None:
+        """Say what is left to say about the user's own run `run_id`, which is about to end."""
+
+    def derive(self, what: str, blob: Path) -> dict[str, float]:
+        """Compute metrics from the arrays in `blob`, an ``.npz``; called in the sender. See ``Run.derive``."""
+        raise NotImplementedError
+
+    # -- for patch() ----------------------------------------------------------------------------------------------
+
+    def wrap_training(
+        self,
+        owner: Any,
+        name: str,
+        hook: Hook,
+        *,
+        opens: Callable[[Call], bool] | None = None,
+        joins: Callable[[Call, Scope], bool] | None = None,
+        rebind: bool = False,
+        also: tuple[str, ...] = (),
+    ) -> None:
+        """Wrap ``owner.name`` as a training call: see :func:`autolog.patching.training`."""
+        wrapper = patching.training(self.name, hook, opens=opens, joins=joins)
+        patching.install(self._stack, owner, name, wrapper, rebind=rebind, also=also)
+
+    def wrap_call(
+        self, owner: Any, name: str, hook: Hook, *, rebind: bool = False, also: tuple[str, ...] = ()
+    ) -> None:
+        """Wrap ``owner.name`` as a call to look at: see :func:`autolog.patching.observing`."""
+        patching.install(
+            self._stack, owner, name, patching.observing(self.name, hook), rebind=rebind, also=also
+        )
+
+    def on_unpatch(self, undo: Callable[..., object], *args: Any) -> None:
+        """Have `undo` called by :meth:`unpatch`, last registered first."""
+        self._stack.callback(undo, *args)

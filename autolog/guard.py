@@ -1,0 +1,80 @@
+"""The only broad ``except`` of the project: what goes wrong in here is reported once and never disturbs the caller.
+
+Everything that runs inside a user's training call goes through :func:`attempt` or :func:`run`. ``KeyboardInterrupt``,
+``SystemExit`` and ``GeneratorExit`` are not errors of ours and always pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+logger = logging.getLogger("autolog")
+
+T = TypeVar("T")
+
+#: Every swallowed error of this process, oldest first. Tests assert that it stays empty.
+swallowed: list[tuple[str, BaseException]] = []
+
+_KEEP = 100
+_reported: set[tuple[str, type[BaseException]]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What became of a guarded call: its `value`, or the `error` that was caught."""
+
+    value: T | None
+    error: Exception | None
+
+
+def attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> Outcome[T]:
+    """Call `function` and return its value or its error; nothing is reported."""
+    try:
+        return Outcome(function(*args, **kwargs), None)
+    except Exception as error:  # noqa: BLE001 - this is the one place
+        return Outcome(None, error)
+
+
+def run(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    """Call `function`; on an error report it once and return None.
+
+    what: a phrase for people that completes "mlflow-autolog could not ...".
+    """
+    outcome = attempt(function, *args, **kwargs)
+    if outcome.error is not None:
+        report(what, outcome.error)
+    return outcome.value
+
+
+def report(what: str, error: BaseException) -> None:
+    """Say once per (`what`, error type) that something was not recorded; training goes on unaffected."""
+    if len(swallowed) < _KEEP:
+        swallowed.append((what, error))
+    key = (what, type(error))
+    if key in _reported:
+        return
+    _reported.add(key)
+    logger.warning(
+        "mlflow-autolog could not %s (%s: %s). Training is not affected; everything else is recorded.",
+        what,
+        type(error).__name__,
+        error,
+    )
+    logger.debug("where it happened:", exc_info=error)
+
+
+def say_once(key: str, message: str, *args: object) -> None:
+    """Log `message` at warning level, the first time that `key` is seen in this process."""
+    marker = (key, Warning)
+    if marker not in _reported:
+        _reported.add(marker)
+        logger.warning(message, *args)
+
+
+def reset() -> None:
+    """Forget what was reported, so that it would be said again."""
+    swallowed.clear()
+    _reported.clear()

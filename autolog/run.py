@@ -1,0 +1,244 @@
+"""Run: everything that a flavor can say. Each call notes a record and returns at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autolog import guard
+from autolog.datasets import Dataset
+from autolog.models import ModelSnapshot
+from autolog.records import (
+    DatasetInput,
+    DeclareModel,
+    Derive,
+    DropModels,
+    EndRun,
+    ModelFailed,
+    ModelFiles,
+    OpenRun,
+    Params,
+    Points,
+    Record,
+    Tags,
+    Text,
+    now,
+)
+
+if TYPE_CHECKING:
+    from autolog.config import Config
+    from autolog.writer import Writer
+
+_SECRET = re.compile(r"pass(word|wd)?$|passphrase|secret|token$|api_?key|access_?key|credential", re.IGNORECASE)
+
+
+class Run:
+    """One MLflow run, ours or the user's own. Made by the core; a flavor gets it as ``call.run``.
+
+    key: names the run until the store has given it an id.
+    adopted: the id of the user's active MLflow run where this is one; it is never ended by us.
+    """
+
+    __slots__ = ("_ended", "_params", "_writer", "adopted", "config", "flavor", "key", "parent", "start_time")
+
+    def __init__(
+        self,
+        writer: Writer,
+        config: Config,
+        flavor: str,
+        *,
+        opening: Mapping[str, Any],
+        adopt: str | None = None,
+        parent: Run | None = None,
+        name: str | None = None,
+        key: str | None = None,
+        start_time: int | None = None,
+    ) -> None:
+        self.key = key or uuid.uuid4().hex
+        self.config = config
+        self.flavor = flavor
+        self.adopted = adopt
+        self.parent = parent
+        self.start_time = start_time or now()
+        self._writer = writer
+        self._params: dict[str, str] = {}
+        self._ended = False
+        writer.note(
+            OpenRun(
+                self.key,
+                self.start_time,
+                adopt=adopt,
+                parent=parent.key if parent else None,
+                name=name,
+                **opening,
+            )
+        )
+
+    # -- facts ----------------------------------------------------------------------------------------------------
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record parameters. Values become text as ``str`` makes it; those named like secrets are not recorded."""
+        texts = {str(k): "[redacted]" if _SECRET.search(str(k)) and v is not None else str(v) for k, v in values.items()}
+        self._params.update(texts)
+        self._writer.note(Params(self.key, texts))
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Record tags."""
+        self._writer.note(Tags(self.key, {str(k): str(v) for k, v in values.items()}))
+
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        *,
+        step: int = 0,
+        model: str | None = None,
+        dataset: Dataset | None = None,
+        time: int | None = None,
+    ) -> None:
+        """Record metric values of one step.
+
+        values: name -> number. Anything with ``__float__`` will do; it is converted off the training thread, so it
+            must not change afterwards.
+        model: key of the model that the values are of, as :meth:`model` returned it.
+        dataset: what they were computed on.
+        """
+        self._writer.note(Points(self.key, step, time or now(), values, model, dataset.key if dataset else None))
+
+    def dataset(self, dataset: Dataset, context: str) -> None:
+        """Record an input; context: its role, "train" or "eval"."""
+        self._writer.note(
+            DatasetInput(
+                self.key,
+                dataset.name,
+                dataset.digest,
+                dataset.source_type,
+                dataset.source,
+                dataset.schema,
+                dataset.profile,
+                context,
+            )
+        )
+
+    def text(self, path: str, text: str) -> None:
+        """Record a text artifact at `path` below the run's artifacts."""
+        self._writer.note(Text(self.key, path, text))
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    def model(
+        self,
+        take: ModelSnapshot | Callable[[], ModelSnapshot],
+        *,
+        name: str = "model",
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+        register: bool = False,
+    ) -> str:
+        """Record a model, or a checkpoint of it, as a LoggedModel; return the key that links metrics to it.
+
+        take: the snapshot, or a function that takes it on the worker thread, for models that cannot change.
+        register: whether it is the one that ``registered_model_name`` asks for.
+        """
+        key = uuid.uuid4().hex
+        register_as = self.config.registered_model_name if register else None
+        self._writer.note(DeclareModel(self.key, key, name, step, dict(self._params), dict(tags or {}), register_as))
+        self._writer.later(self.key, "save the model", lambda: [self._write_model(key, take)])
+        return key
+
+    def _write_model(self, key: str, take: ModelSnapshot | Callable[[], ModelSnapshot]) -> Record:
+        folder = self._blob(key)
+
+        def write() -> dict[str, Any]:
+            snapshot = take() if callable(take) else take
+            return snapshot.write(folder)
+
+        package = guard.attempt(write)
+        if package.error is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            guard.report("save the model", package.error)
+            return ModelFailed(self.key, key, f"{type(package.error).__name__}: {package.error}")
+        assert package.value is not None
+        return ModelFiles(self.key, key, folder.name, package.value)
+
+    def model_failed(self, key: str, reason: str) -> None:
+        """Close a declared model as FAILED."""
+        self._writer.later(self.key, "close a model", lambda: [ModelFailed(self.key, key, reason)])
+
+    def drop_models(self, keys: tuple[str, ...]) -> None:
+        """Delete checkpoints that retention no longer keeps."""
+        if keys:
+            self._writer.later(self.key, "delete old checkpoints", lambda: [DropModels(self.key, keys)])
+
+    def derive(
+        self,
+        what: str,
+        arrays: Mapping[str, Any],
+        *,
+        step: int = 0,
+        model: str | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
+        """Have metrics computed from `arrays` by the flavor's ``derive(what, ...)``, in the sender.
+
+        arrays: name -> numpy array that nobody changes afterwards.
+        """
+        at = now()
+
+        def save() -> list[Record]:
+            import numpy as np
+
+            path = self._blob(f"{uuid.uuid4().hex}.npz")
+            with path.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            return [Derive(self.key, self.flavor, what, path.name, step, at, model, dataset.key if dataset else None)]
+
+        self._writer.later(self.key, "compute metrics", save)
+
+    def _blob(self, name: str) -> Path:
+        folder = self._writer.folder
+        if folder is None:
+            # The worker may be faster than the writer's first transaction.
+            self._writer.spooled_folder(10.0)
+            folder = self._writer.folder
+        if folder is None:
+            raise OSError("the spool folder cannot be made")
+        return folder / "blobs" / name
+
+    def later(self, what: str, job: Callable[[], None]) -> None:
+        """Run `job` on the worker thread before the run ends; what: completes "mlflow-autolog could not ..."."""
+
+        def run() -> list[Record]:
+            job()
+            return []
+
+        self._writer.later(self.key, what, run)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._ended
+
+    def end(self, status: str = "FINISHED", error: BaseException | None = None) -> None:
+        """End the run, after everything that was said before. The user's own run is left open.
+
+        status: FINISHED, FAILED or KILLED; error: what ended it, kept as the artifact ``traceback.txt``.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if error is not None:
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self._writer.note(Text(self.key, "traceback.txt", text))
+        record = EndRun(self.key, status, now())
+        if self._writer.busy(self.key):
+            self._writer.later(self.key, "end the run", lambda: [record])
+        else:
+            self._writer.note(record)
+            self._writer.kick()

@@ -1,0 +1,91 @@
+"""Whose call is this? The outermost training call of a thread owns the run; what it calls belongs to it.
+
+A scope reaches into threads that are started inside it (joblib's threading backend starts its pool there), so that
+the fits of a search do not look like the user's own. Threads started outside are on their own.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autolog.run import Run
+
+
+class Scope:
+    """One outermost training call. `run` is None where the call is not recorded, such as a scaler fitted alone."""
+
+    __slots__ = ("__weakref__", "closed", "flavor", "main", "owner", "run")
+
+    def __init__(self, flavor: str, owner: object) -> None:
+        self.flavor = flavor
+        self.owner = owner
+        self.run: Run | None = None
+        self.closed = False
+        #: ids of nested objects whose training is the very one that the run is about (a pipeline's last step).
+        self.main: set[int] = {id(owner)}
+
+
+_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("autolog_scope", default=None)
+_inherited: weakref.WeakKeyDictionary[threading.Thread, Scope] = weakref.WeakKeyDictionary()
+_muted: contextvars.ContextVar[int] = contextvars.ContextVar("autolog_muted", default=0)
+
+
+def current() -> Scope | None:
+    """Return the scope that the calling thread is in."""
+    scope = _current.get()
+    if scope is None and _inherited:
+        scope = _inherited.get(threading.current_thread())
+    return None if scope is None or scope.closed else scope
+
+
+@contextmanager
+def entered(scope: Scope) -> Iterator[None]:
+    """Make `scope` the current one."""
+    token = _current.set(scope)
+    try:
+        yield
+    finally:
+        scope.closed = True
+        _current.reset(token)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Record nothing that this thread (or task) calls meanwhile; may be nested."""
+    token = _muted.set(_muted.get() + 1)
+    try:
+        yield
+    finally:
+        _muted.reset(token)
+
+
+def is_muted() -> bool:
+    """Return whether :func:`muted` is in force."""
+    return _muted.get() > 0
+
+
+def start_thread(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    """Wrap ``threading.Thread.start``: a thread started inside a scope is part of it."""
+    scope = current()
+    if scope is not None:
+        _inherited[instance] = scope
+    return wrapped(*args, **kwargs)
+
+
+def rank() -> int:
+    """Return this process's rank in a distributed training, as the launcher's environment says; 0 when alone.
+
+    RANK is torchrun's and accelerate's, OMPI_COMM_WORLD_RANK and PMI_RANK are MPI's.
+    """
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        text = os.environ.get(name, "")
+        if text.isdigit():
+            return int(text)
+    return 0

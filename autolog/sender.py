@@ -1,0 +1,228 @@
+"""deliver(spool): one loop that empties a spool into the tracking store, and its three hosts.
+
+* a child process of the training (``python -c ... autolog.sender``), the default: it outlives the training process;
+* a daemon thread, where a child cannot be had or credentials live in this process only;
+* ``autolog sync``, for spools whose owner is dead.
+
+Delivery is exactly once: a spool has one sender at a time (its lease), what is delivered is deleted only after the
+store said yes, and what may have been sent before a crash is looked up in the store before it is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+from autolog import guard
+from autolog.spool import Lease, Spool, SpoolError, remove, spools
+
+logger = logging.getLogger("autolog.sender")
+
+#: Records per round.
+CHUNK = 2000
+#: Seconds between tries while the store does not answer, growing by half each time.
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
+#: Seconds that a sender whose training process is gone keeps trying an unreachable store before it leaves the rest
+#: to ``autolog sync`` or to the next training on this machine.
+PATIENCE = 60.0
+
+
+class Host(Protocol):
+    """What the loop needs to know of where it runs."""
+
+    #: Whether the process is the sender's own, so that its working folder may be changed.
+    own_process: bool
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until there may be new records, at most `seconds`."""
+
+    def owner_gone(self, folder: Path) -> bool:
+        """Return whether no more records will come."""
+
+
+class ProcessHost:
+    """The child process: its standard input is a pipe that the training process holds open while it lives."""
+
+    own_process = True
+
+    def __init__(self) -> None:
+        self._wake = threading.Event()
+        self._closed = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while os.read(0, 4096):
+            self._wake.set()
+        self._closed = True
+        self._wake.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until poked, until the pipe closes, or `seconds`."""
+        if not self._closed:
+            self._wake.wait(seconds)
+            self._wake.clear()
+        else:
+            time.sleep(min(seconds, 0.05))
+
+    def owner_gone(self, folder: Path) -> bool:
+        """Return whether the training process is gone.
+
+        The lease decides: a child that the training forked may hold the pipe open after its death.
+        """
+        return Lease.is_free(folder / "owner.lock")
+
+
+class ThreadHost:
+    """A thread of the training process itself."""
+
+    own_process = False
+
+    def __init__(self, wake: threading.Event, closing: threading.Event) -> None:
+        self._wake = wake
+        self._closing = closing
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until woken or `seconds`."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def owner_gone(self, folder: Path) -> bool:
+        """Return whether the training process has said that no more will come."""
+        return self._closing.is_set()
+
+
+class SyncHost:
+    """``autolog sync``: the owner is dead and nobody waits for us but the user."""
+
+    own_process = True
+
+    def wait(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)
+
+    def owner_gone(self, folder: Path) -> bool:
+        """Return True."""
+        return True
+
+
+def deliver(folder: Path, host: Host, *, patience: float = PATIENCE) -> bool:
+    """Deliver the spool in `folder` until its owner is gone and nothing is left; then close what is open.
+
+    patience: seconds to keep trying an unreachable store once the owner is gone.
+    Returns True where all is delivered and the spool is deleted, False where records remain (another sender is at
+    it, or patience ran out).
+    Raises: SpoolError, sqlite3.Error for a spool that cannot be read.
+    """
+    lease = Lease(folder / "sender.lock")
+    while not lease.acquire():
+        # The previous sender of this spool may be just leaving.
+        if host.owner_gone(folder):
+            return False
+        host.wait(0.5)
+    spool = Spool(folder)
+    finished = False
+    try:
+        finished = _loop(spool, host, patience)
+    finally:
+        spool.close()
+        lease.release()
+        if finished:
+            remove(folder)
+    return finished
+
+
+def _loop(spool: Spool, host: Host, patience: float) -> bool:
+    from autolog.delivery import Delivery, transient
+
+    delivery = Delivery(spool, own_process=host.own_process)
+    pause = FIRST_PAUSE
+    gone_since: float | None = None
+    while True:
+        gone = host.owner_gone(spool.folder)  # Asked before reading: what was said until then is then all there is.
+        rows = list(spool.pending(CHUNK))
+        if rows:
+            sent = guard.attempt(delivery.send, rows)
+        elif gone:
+            sent = guard.attempt(delivery.close_open)
+        else:
+            host.wait(1.0)
+            continue
+        if sent.error is None:
+            pause = FIRST_PAUSE
+            gone_since = None
+            if not rows:
+                return True
+            continue
+        if not transient(sent.error):
+            # Not the store's doing and not one record's: say it, keep all.
+            logger.error("delivery failed", exc_info=sent.error)
+        spool.problem("store", delivery.explain(sent.error))
+        if gone:
+            gone_since = gone_since or time.monotonic()
+            if time.monotonic() - gone_since >= patience:
+                return False
+        _sleep(host, pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _sleep(host: Host, seconds: float) -> None:
+    # Pokes say that there is more to send, not that the store is back: they do not shorten the pause.
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, 0.2))
+
+
+def sync(parent: Path | None = None, *, patience: float = 0.0) -> list[tuple[Path, bool, list[str]]]:
+    """Deliver every spool whose training process is dead.
+
+    Returns (folder, whether all of it is delivered, problems) for each spool that has no living owner.
+    """
+    done = []
+    for folder in spools(parent):
+        if not Lease.is_free(folder / "owner.lock"):
+            continue
+        delivered = guard.attempt(deliver, folder, SyncHost(), patience=patience)
+        problems: list[str] = []
+        if delivered.error is not None:
+            problems = [str(delivered.error)]
+        elif not delivered.value and folder.is_dir():
+            read = guard.attempt(_problems, folder)
+            problems = read.value or []
+        done.append((folder, bool(delivered.value), problems))
+    return done
+
+
+def _problems(folder: Path) -> list[str]:
+    spool = Spool(folder)
+    try:
+        return [message for _, _, message in spool.problems()]
+    finally:
+        spool.close()
+
+
+def main(folder: str) -> None:
+    """Run as the child process of a training, then finish what dead trainings on this machine left."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # MLflow retries each request for minutes by itself; the loop above decides here.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.pop("MLFLOW_RUN_ID", None)  # Runs are named by records, never by what the environment says.
+    # The sender must not record itself.
+    os.environ["AUTOLOG_DISABLE"] = "true"
+    host = ProcessHost()
+    delivered = guard.attempt(deliver, Path(folder), host)
+    if delivered.error is not None:
+        logger.error("the spool %s cannot be delivered", folder, exc_info=delivered.error)
+    if delivered.value:
+        guard.attempt(sync)
+
+
+__all__ = ["Host", "ProcessHost", "SpoolError", "SyncHost", "ThreadHost", "deliver", "main", "sync"]

@@ -1,0 +1,289 @@
+"""Records and model files on disk: written by the training process, emptied by whichever sender holds the lease.
+
+One folder per training process::
+
+    <root>/<key>/spool.db     SQLite, WAL: meta, records, ids, claims, problems
+    <root>/<key>/blobs/       files that records name; complete before the record exists
+    <root>/<key>/owner.lock   held while the training process lives
+    <root>/<key>/sender.lock  held by the one sender that delivers
+
+Torn writes, crash recovery and locking are SQLite's: a :class:`Lease` is an open exclusive transaction on a file of
+its own, which the operating system ends with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autolog.records import Record, decode, encode
+
+FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS records (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ids (key TEXT PRIMARY KEY, remote TEXT, claimant TEXT NOT NULL, detail TEXT);
+CREATE TABLE IF NOT EXISTS problems (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, message TEXT NOT NULL UNIQUE);
+"""
+
+
+class SpoolError(Exception):
+    """A spool folder that must not or cannot be read: foreign owner, open permissions, unknown format."""
+
+
+class Row(NamedTuple):
+    """A stored record with its sequence number."""
+
+    seq: int
+    record: Record
+
+
+class Id(NamedTuple):
+    """What is known of a key's counterpart in the tracking store. `remote` is None while its claimant creates it."""
+
+    remote: str | None
+    claimant: str
+    detail: dict[str, str]
+
+
+def root() -> Path:
+    """Return the folder that holds all spools of this user: AUTOLOG_SPOOL_DIR or the platform's state folder."""
+    named = os.environ.get("AUTOLOG_SPOOL_DIR")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return Path(base or Path.home() / "AppData" / "Local") / "mlflow-autolog" / "spool"
+    base = os.environ.get("XDG_STATE_HOME")
+    return Path(base or Path.home() / ".local" / "state") / "mlflow-autolog" / "spool"
+
+
+def make_folder() -> Path:
+    """Create a spool folder, readable by this user only, and return it.
+
+    Falls back to the temporary folder where the state folder cannot be written (a read-only home).
+    """
+    for parent in (root(), Path(tempfile.gettempdir()) / f"mlflow-autolog-{_user_id()}"):
+        try:
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(parent)
+            folder = parent / uuid.uuid4().hex
+            folder.mkdir(mode=0o700)
+            (folder / "blobs").mkdir(mode=0o700)
+        except OSError:
+            continue
+        return folder
+    raise SpoolError(
+        f"no folder for the spool: neither {root()} nor {tempfile.gettempdir()} can be written; "
+        "set AUTOLOG_SPOOL_DIR to one that can"
+    )
+
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder that another user owns or can write to: what lies in it is loaded by the sender.
+
+    Raises: SpoolError.
+    """
+    if sys.platform == "win32":
+        return  # The profile folder is private by its access list.
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        raise SpoolError(f"{folder} is not a folder")
+    if info.st_uid != os.getuid():
+        raise SpoolError(f"{folder} belongs to another user (uid {info.st_uid})")
+    if info.st_mode & 0o022:
+        raise SpoolError(f"{folder} can be written by other users; run: chmod 700 {folder}")
+
+
+def _user_id() -> int:
+    return os.getuid() if sys.platform != "win32" else 0
+
+
+class Lease:
+    """The exclusive hold on one file, for as long as this process lives or until :meth:`release`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def acquire(self) -> bool:
+        """Take the lease; return False where another process has it."""
+        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            connection.close()
+            return False
+        self._connection = connection
+        return True
+
+    def release(self) -> None:
+        """Give the lease back; harmless when it is not held."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @staticmethod
+    def is_free(path: Path) -> bool:
+        """Return whether nobody holds the lease on `path`."""
+        lease = Lease(path)
+        if not lease.acquire():
+            return False
+        lease.release()
+        return True
+
+
+class Spool:
+    """An open spool. Each thread opens its own; SQLite arbitrates."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the spool in `folder`, creating its tables when new.
+
+        Raises: SpoolError where the folder is not this user's own or was written by an unknown version;
+            sqlite3.DatabaseError where the file is damaged.
+        """
+        check_private(folder)
+        self.folder = folder
+        self.blobs = folder / "blobs"
+        self._db = sqlite3.connect(folder / "spool.db", timeout=30, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        # NORMAL survives the death of any process; only a power cut can lose the last commits, and a training that
+        # loses power has nothing to compare them with.
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+        (folder / "spool.db").chmod(0o600)
+        version = self.meta("format")
+        if version is None:
+            self.set_meta("format", str(FORMAT))
+        elif version != str(FORMAT):
+            self.close()
+            raise SpoolError(f"{folder} was written by another version (spool format {version}, here {FORMAT})")
+
+    def close(self) -> None:
+        """Close the database; the files stay."""
+        self._db.close()
+
+    # -- meta ---------------------------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        """Return one value of the meta table."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Store one value in the meta table."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # -- records ------------------------------------------------------------------------------------------------
+
+    def append(self, records: Iterable[Record]) -> int:
+        """Store records in one transaction and return the sequence number of the last one."""
+        rows = [encode(record) for record in records]
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("INSERT INTO records (run, kind, body) VALUES (?, ?, ?)", rows)
+            last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        return int(last[0]) if last else 0
+
+    def pending(self, limit: int = 1000) -> Iterator[Row]:
+        """Yield stored records, oldest first."""
+        rows = self._db.execute("SELECT seq, run, kind, body FROM records ORDER BY seq LIMIT ?", (limit,)).fetchall()
+        for seq, run, kind, body in rows:
+            yield Row(seq, decode(run, kind, body))
+
+    def backlog(self) -> int:
+        """Return how many records wait."""
+        return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
+
+    def first_pending(self) -> int | None:
+        """Return the sequence number of the oldest record that waits."""
+        value = self._db.execute("SELECT min(seq) FROM records").fetchone()[0]
+        return None if value is None else int(value)
+
+    def delivered(self, through: int) -> None:
+        """Forget all records up to and including sequence number `through`."""
+        self._db.execute("DELETE FROM records WHERE seq <= ?", (through,))
+
+    # -- ids ----------------------------------------------------------------------------------------------------
+
+    def claim(self, key: str, claimant: str) -> bool:
+        """Claim the right to create `key`'s counterpart in the store; False where somebody did before.
+
+        The claim is on disk before the store is asked, so that a crash in between is seen and looked up.
+        """
+        done = self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, NULL, ?, '{}')", (key, claimant))
+        return done.rowcount == 1
+
+    def bind(self, key: str, remote: str, claimant: str, detail: dict[str, str] | None = None) -> None:
+        """Store the id that the tracking store gave to `key`."""
+        self._db.execute("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?)", (key, remote, claimant, json.dumps(detail or {})))
+
+    def unclaim(self, key: str) -> None:
+        """Take an unfulfilled claim back."""
+        self._db.execute("DELETE FROM ids WHERE key = ? AND remote IS NULL", (key,))
+
+    def lookup(self, key: str) -> Id | None:
+        """Return what is known of `key`'s counterpart in the store."""
+        row = self._db.execute("SELECT remote, claimant, detail FROM ids WHERE key = ?", (key,)).fetchone()
+        return None if row is None else Id(row[0], row[1], json.loads(row[2] or "{}"))
+
+    def keys(self, prefix: str) -> dict[str, Id]:
+        """Return all known ids whose key starts with `prefix`."""
+        rows = self._db.execute("SELECT key, remote, claimant, detail FROM ids WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        return {row[0]: Id(row[1], row[2], json.loads(row[3] or "{}")) for row in rows.fetchall()}
+
+    # -- problems -----------------------------------------------------------------------------------------------
+
+    def problem(self, kind: str, message: str) -> None:
+        """Keep a problem of the delivery for the training process or ``autolog status`` to say, once each."""
+        self._db.execute("INSERT OR IGNORE INTO problems (kind, message) VALUES (?, ?)", (kind, message))
+
+    def problems(self, after: int = 0) -> list[tuple[int, str, str]]:
+        """Return the (seq, kind, message) of problems with a number above `after`."""
+        return list(self._db.execute("SELECT seq, kind, message FROM problems WHERE seq > ? ORDER BY seq", (after,)))
+
+    def clear_problems(self, kind: str) -> None:
+        """Forget problems of one kind, as when the server answers again."""
+        self._db.execute("DELETE FROM problems WHERE kind = ?", (kind,))
+
+
+def remove(folder: Path) -> None:
+    """Delete a spool whose records are all delivered."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def spools(parent: Path | None = None) -> list[Path]:
+    """Return the folders of all spools below `parent`, oldest first."""
+    parents = [parent] if parent else [root(), Path(tempfile.gettempdir()) / f"mlflow-autolog-{_user_id()}"]
+    found = [path.parent for each in parents if each.is_dir() for path in each.glob("*/spool.db")]
+    return sorted(found, key=lambda folder: folder.stat().st_mtime)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what ``autolog status`` shows of a spool: backlog, whether its owner lives, problems."""
+    spool = Spool(folder)
+    try:
+        return {
+            "folder": str(folder),
+            "backlog": spool.backlog(),
+            "owner_alive": not Lease.is_free(folder / "owner.lock"),
+            "problems": [message for _, _, message in spool.problems()],
+        }
+    finally:
+        spool.close()

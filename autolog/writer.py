@@ -1,0 +1,378 @@
+"""From the training thread to the spool: a deque that costs a microsecond, and the two threads behind it.
+
+The *writer* thread moves noted records into the spool, in one transaction at least every 100 ms, and keeps a sender
+running. The *worker* thread does what takes longer (writing a model's bytes), in the order asked for, so that metrics
+never wait behind a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from autolog import guard
+from autolog.records import DatasetInput, EndRun, Points, Record
+from autolog.spool import Lease, Spool, SpoolError, make_folder
+
+#: Seconds between transactions while records keep coming.
+INTERVAL = 0.1
+#: Records kept in memory while the spool cannot be written; beyond it the oldest metric points go, counted.
+MEMORY_LIMIT = 200_000
+#: How often a sender that dies by itself is started again.
+_RESTARTS = 5
+
+_BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from autolog.sender import main; main(sys.argv[1])"
+
+Job = Callable[[], Sequence[Record]]
+
+
+class _Barrier:
+    """A mark in the deque: all that was noted before it is on disk once `reached` is set."""
+
+    __slots__ = ("reached", "seq")
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.seq = 0
+
+
+class Writer:
+    """The way from noted records to the spool of this process.
+
+    sender: "process" or "thread", where :func:`autolog.sender.deliver` runs.
+    """
+
+    def __init__(self, sender: str = "process") -> None:
+        self._sender_kind = sender
+        self._queue: deque[Record | _Barrier] = deque()
+        self._wake = threading.Event()
+        self._parked = True
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._jobs: queue.SimpleQueue[tuple[str, str, Job]] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._outstanding: dict[str, int] = {}
+        self._idle = threading.Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._poke: IO[bytes] | None = None
+        self._sender_thread: threading.Thread | None = None
+        self._sender_wake = threading.Event()
+        self._starts = 0
+        self.closing = threading.Event()
+        self.folder: Path | None = None
+        self.dropped = 0
+        self._seq = 0
+
+    # -- the training thread --------------------------------------------------------------------------------------
+
+    def note(self, record: Record) -> None:
+        """Take a record; it is on disk within :data:`INTERVAL`. Costs about a microsecond and never blocks."""
+        self._queue.append(record)
+        if self._parked:
+            self._start()
+
+    def kick(self) -> None:
+        """Ask for the next transaction now rather than at the end of the interval."""
+        self._wake.set()
+
+    def later(self, run: str, what: str, job: Job) -> None:
+        """Run `job` on the worker thread, in order, and note the records that it returns.
+
+        what: completes "mlflow-autolog could not ...".
+        """
+        with self._idle:
+            self._outstanding[run] = self._outstanding.get(run, 0) + 1
+        if self._worker is None:
+            with self._lock:
+                if self._worker is None:
+                    self._worker = threading.Thread(target=self._work, name="autolog-worker", daemon=True)
+                    self._worker.start()
+        self._jobs.put((run, what, job))
+
+    def busy(self, run: str) -> bool:
+        """Return whether jobs of `run` are outstanding."""
+        return bool(self._outstanding.get(run))
+
+    # -- flushing (threads that chose to wait) --------------------------------------------------------------------
+
+    def spooled(self, timeout: float) -> int | None:
+        """Wait until everything noted so far, jobs included, is on disk.
+
+        timeout: seconds. Returns the last sequence number, or None when time ran out.
+        """
+        deadline = time.monotonic() + timeout
+        with self._idle:
+            while self._outstanding:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._idle.wait(left):
+                    return None
+        if self._thread is None and not self._queue:
+            return 0
+        barrier = _Barrier()
+        self._queue.append(barrier)
+        self._start()
+        self._wake.set()
+        if not barrier.reached.wait(max(0.0, deadline - time.monotonic())):
+            return None
+        return barrier.seq
+
+    def spooled_folder(self, timeout: float) -> None:
+        """Wait until the spool's folder exists."""
+        deadline = time.monotonic() + timeout
+        while self.folder is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything noted so far is in the tracking store; False when `timeout` seconds ran out."""
+        deadline = time.monotonic() + timeout
+        seq = self.spooled(timeout)
+        if seq is None:
+            return False
+        if seq == 0 or self.folder is None:
+            return True
+        spool = Spool(self.folder)
+        try:
+            pause = 0.002
+            while True:
+                first = spool.first_pending()
+                if first is None or first > seq:
+                    return True
+                if time.monotonic() >= deadline:
+                    return False
+                self._poke_sender()
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.05)
+        finally:
+            spool.close()
+
+    def close(self, timeout: float) -> bool:
+        """Flush and tell the sender that no more will come; return whether everything reached the store in time."""
+        if self._thread is None and not self._queue:
+            return True
+        done = self.flush(timeout)
+        self.closing.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+        if self._sender_thread is not None:
+            self._sender_thread.join(max(0.1, min(timeout, 5.0)))
+        return done
+
+    # -- the writer thread ----------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._write, name="autolog-writer", daemon=True)
+                    self._thread.start()
+        self._wake.set()
+
+    def _write(self) -> None:
+        # Spool and lease live in this frame only: a forked child has no such thread, hence never closes the copies
+        # it inherited, which would undo the parent's locks.
+        opened = guard.attempt(self._open)
+        if opened.value is None:
+            if opened.error is not None:
+                guard.report("open its spool", opened.error)
+            self._refuse()
+            return
+        spool, lease = opened.value
+        backlog: list[Record | _Barrier] = []
+        while True:
+            if not backlog and not self._queue:
+                if self.closing.is_set():
+                    break
+                self._parked = True
+                if not self._queue:
+                    self._wake.wait()
+            self._parked = False
+            self._wake.clear()
+            self._take(backlog)
+            stored = guard.attempt(self._store, spool, backlog)
+            if stored.error is not None:
+                if not isinstance(stored.error, sqlite3.Error | OSError):
+                    # A record that cannot be encoded must not hold the others back.
+                    self._store_singly(spool, backlog)
+                    backlog.clear()
+                else:
+                    guard.report("write its spool (it tries again)", stored.error)
+                    self._shed(backlog)
+                    time.sleep(INTERVAL)
+                    if self.closing.is_set():
+                        break
+            else:
+                backlog.clear()
+                self._ensure_sender()
+                self._poke_sender()
+            if not self.closing.is_set():
+                self._wake.wait(INTERVAL)
+        if self._poke is not None:
+            guard.attempt(self._poke.close)
+        if self._process is not None:
+            self._process.returncode = 0  # It outlives us by design; Popen need not warn of that.
+        self._sender_wake.set()
+        spool.close()
+        lease.release()
+
+    def _open(self) -> tuple[Spool, Lease]:
+        folder = make_folder()
+        lease = Lease(folder / "owner.lock")
+        if not lease.acquire():
+            raise SpoolError(f"{folder} is in use")
+        spool = Spool(folder)
+        spool.set_meta("pid", str(os.getpid()))
+        spool.set_meta("cwd", str(Path.cwd()))
+        spool.set_meta("argv", json.dumps(sys.argv))
+        self.folder = folder
+        return spool, lease
+
+    def _refuse(self) -> None:
+        """Without a spool nothing can be kept: take records off the deque so that memory does not grow."""
+        while not self.closing.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                record = self._queue.popleft()
+                if isinstance(record, _Barrier):
+                    record.reached.set()
+                else:
+                    self.dropped += 1
+
+    def _take(self, backlog: list[Record | _Barrier]) -> None:
+        queued = self._queue
+        while queued:
+            backlog.append(queued.popleft())
+
+    def _store(self, spool: Spool, backlog: list[Record | _Barrier]) -> None:
+        records = [record for record in backlog if not isinstance(record, _Barrier)]
+        if records:
+            self._seq = spool.append(records)
+        for record in backlog:
+            if isinstance(record, _Barrier):
+                record.seq = self._seq
+                record.reached.set()
+
+    def _store_singly(self, spool: Spool, backlog: list[Record | _Barrier]) -> None:
+        for record in backlog:
+            stored = guard.attempt(self._store, spool, [record])
+            if stored.error is not None and not isinstance(record, _Barrier):
+                self.dropped += 1
+                guard.report(f"keep a record of kind {type(record).__name__}", stored.error)
+
+    def _shed(self, backlog: list[Record | _Barrier]) -> None:
+        """Bound memory while the disk is unusable: metric points go first, oldest first, and are counted."""
+        excess = len(backlog) - MEMORY_LIMIT
+        if excess <= 0:
+            return
+        kept: list[Record | _Barrier] = []
+        for record in backlog:
+            if excess > 0 and isinstance(record, Points | DatasetInput):
+                excess -= 1
+                self.dropped += 1
+            else:
+                kept.append(record)
+        backlog[:] = kept
+
+    # -- the worker thread ----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            run, what, job = self._jobs.get()
+            for record in guard.run(what, job) or ():
+                self.note(record)
+                if isinstance(record, EndRun):
+                    self.kick()
+            with self._idle:
+                left = self._outstanding[run] - 1
+                if left:
+                    self._outstanding[run] = left
+                else:
+                    del self._outstanding[run]
+                self._idle.notify_all()
+
+    # -- the sender -----------------------------------------------------------------------------------------------
+
+    def _ensure_sender(self) -> None:
+        if self._sender_kind == "process":
+            if self._process is None or self._process.poll() is not None:
+                if self._starts >= _RESTARTS:
+                    guard.say_once(
+                        "sender",
+                        "mlflow-autolog: the sender stopped %d times (see %s). Training is not affected and records "
+                        "are kept on disk; deliver them with: autolog sync",
+                        self._starts,
+                        self.folder and self.folder / "sender.log",
+                    )
+                    return
+                self._starts += 1
+                started = guard.attempt(self._spawn)
+                if started.error is not None:
+                    guard.report("start its sender process (a thread sends instead)", started.error)
+                    self._sender_kind = "thread"
+        if self._sender_kind == "thread" and self._sender_thread is None:
+            self._sender_thread = threading.Thread(target=self._send_here, name="autolog-sender", daemon=True)
+            self._sender_thread.start()
+
+    def _spawn(self) -> None:
+        assert self.folder is not None
+        if not sys.executable:
+            raise OSError("this Python does not know its own executable")
+        with (self.folder / "sender.log").open("ab") as log:
+            # -I: neither the working folder nor PYTHON* variables choose what the sender imports; it gets the
+            # training process's own import path, less the script's folder, whose files may bear any name.
+            script = str(Path(sys.argv[0]).resolve().parent) if sys.argv and sys.argv[0] else ""
+            path = [entry for entry in sys.path if entry and entry != script]
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _BOOT, str(self.folder), json.dumps(path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C and the terminal's hang-up are for the training; the sender leaves when all is delivered.
+                start_new_session=True,
+            )
+        self._poke = self._process.stdin
+        if self._poke is not None and hasattr(os, "set_blocking"):
+            guard.attempt(os.set_blocking, self._poke.fileno(), False)
+
+    def _poke_sender(self) -> None:
+        if self._sender_kind == "thread":
+            self._sender_wake.set()
+        elif self._poke is not None:
+            # A full pipe or a dead sender: either way it is not waiting for this byte.
+            guard.attempt(os.write, self._poke.fileno(), b".")
+
+    def _send_here(self) -> None:
+        from autolog.sender import ThreadHost, deliver  # The thread host imports mlflow here, so not before.
+
+        assert self.folder is not None
+        guard.run("deliver from a thread", deliver, self.folder, ThreadHost(self._sender_wake, self.closing))
+
+    def after_fork_in_child(self) -> None:
+        """Disown everything in a forked child: threads are gone, locks may be held, the spool is the parent's."""
+        if self._poke is not None:
+            # The parent's death must close the pipe, so no child may keep its end open.
+            guard.attempt(self._poke.close)
+        if self._process is not None:
+            self._process.returncode = 0  # Not this process's child: Popen must neither wait for it nor warn.
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what ``status()`` shows."""
+        return {
+            "spool": str(self.folder) if self.folder else None,
+            "waiting_in_memory": len(self._queue),
+            "jobs": sum(self._outstanding.values()),
+            "dropped": self.dropped,
+            "sender": self._sender_kind,
+            "sender_pid": self._process.pid if self._process else None,
+        }

@@ -1,0 +1,128 @@
+"""Which scikit-learn functions are patched, and why there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from autolog import patching, registry
+from autolog.flavor import Flavor
+from autolog.patching import Call
+from flavors.sklearn import estimators, post_training, scores
+
+_FITS = ("fit", "fit_transform", "fit_predict")
+_PREDICTS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
+
+
+class SklearnFlavor(Flavor):
+    """scikit-learn estimators, third-party and user-defined ones included.
+
+    Seam: ``fit`` in the class dictionary of every ``BaseEstimator`` subclass. Classes are found by walking the
+    subclasses that exist (importing all of scikit-learn would take over a second) and by ``__init_subclass__`` for
+    those defined later.
+    """
+
+    name: ClassVar[str] = "sklearn"
+
+    def patch(self, module: ModuleType) -> None:
+        """Patch estimators and, where post-training metrics are wanted, metric functions."""
+        from sklearn import base
+
+        self._seen: set[type] = set()
+        for mixin in vars(base).values():
+            if isinstance(mixin, type) and mixin.__name__.endswith("Mixin"):
+                self._patch_class(mixin)
+        for cls in _subclasses(base.BaseEstimator):
+            self._patch_class(cls)
+        self._catch_later_classes(base.BaseEstimator)
+        self._when_imported("sklearn.metrics", self._patch_metrics)
+
+    def _when_imported(self, name: str, patch: Any) -> None:
+        import wrapt
+
+        if name in sys.modules:
+            patch(sys.modules[name])
+        else:
+            wrapt.register_post_import_hook(lambda module: self.patched and patch(module), name)
+
+    def _catch_later_classes(self, base: Any) -> None:
+        def init_subclass(cls: Any, **kwargs: Any) -> None:
+            super(base, cls).__init_subclass__(**kwargs)
+            if self.patched:
+                # The class's own __init_subclass__ chain has run; its body is complete.
+                self._patch_class(cls)
+
+        had = "__init_subclass__" in vars(base)
+        original = vars(base).get("__init_subclass__")
+        base.__init_subclass__ = classmethod(init_subclass)
+
+        def undo() -> None:
+            if had:
+                base.__init_subclass__ = original
+            else:
+                del base.__init_subclass__
+
+        self.on_unpatch(undo)
+
+    def _patch_class(self, cls: type) -> None:
+        if cls in self._seen or _claimed_elsewhere(cls):
+            return
+        self._seen.add(cls)
+        own = vars(cls)
+        for name in _FITS:
+            if callable(own.get(name)) or hasattr(own.get(name), "__get__"):
+                self.wrap_training(cls, name, estimators.fit, opens=estimators.opens_run)
+        for name in _PREDICTS:
+            if name in own:
+                self.wrap_call(cls, name, post_training.predict)
+
+    def _patch_metrics(self, module: ModuleType) -> None:
+        replaced: dict[int, tuple[Any, Any]] = {}
+        for name in module.__all__:
+            function = getattr(module, name, None)
+            if not post_training.is_metric(name, function):
+                continue
+            homes = [module]
+            defined_in = sys.modules.get(function.__module__)
+            if defined_in is not None and vars(defined_in).get(name) is function:
+                homes.append(defined_in)
+            for home in homes:
+                # Both names must lead to one wrapper, or it could not be pickled by reference.
+                if home is module:
+                    self.wrap_call(module, name, post_training.metric)
+                else:
+                    made = vars(module)[name]
+                    setattr(home, name, made)
+                    self.on_unpatch(setattr, home, name, function)
+            replaced[id(function)] = (function, vars(module)[name])
+        with ExitStack() as stack:
+            patching.rebind(stack, replaced)
+            self.on_unpatch(stack.pop_all().close)
+
+    def derive(self, what: str, blob: Path) -> dict[str, float]:
+        """Compute training metrics; see :mod:`flavors.sklearn.scores`."""
+        return scores.derive(what, blob)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _claimed_elsewhere(cls: type) -> bool:
+    """Return whether another flavor that is on records this class, such as XGBoost's its estimators."""
+    claimed = {
+        package
+        for flavor in registry.loaded()
+        if flavor.patched and flavor.name != "sklearn"
+        for package in flavor.claims
+    }
+    return any(base.__module__.partition(".")[0] in claimed for base in cls.__mro__)
+
+
+__all__ = ["Call", "SklearnFlavor"]

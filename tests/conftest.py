@@ -1,0 +1,123 @@
+"""Fixtures: one tracking store and one spool folder for the whole session, one experiment per test.
+
+Every test reads the truth back through plain MLflow, ends unpatched, and fails on any error that was swallowed.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import autolog
+from autolog import guard, runtime
+from autolog.spool import Spool
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("session")
+    os.environ["AUTOLOG_SPOOL_DIR"] = str(folder / "spool")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    here = Path.cwd()
+    os.chdir(folder)  # ./mlruns of the session's sqlite store goes here.
+    yield folder
+    autolog.disable()
+    if runtime.writer is not None:
+        runtime.writer.close(30)
+    os.chdir(here)
+
+
+@pytest.fixture(scope="session")
+def store_uri(_places: Path) -> str:
+    """A sqlite store, made once: MLflow needs seconds to migrate a new one."""
+    return f"sqlite:///{_places / 'mlflow.db'}"
+
+
+class Recorder:
+    """Switches autologging on for one experiment and reads it back with plain MLflow."""
+
+    def __init__(self, store_uri: str) -> None:
+        self.store_uri = store_uri
+        self.experiment = f"test-{uuid.uuid4().hex[:12]}"
+
+    def start(self, *flavors: str, **settings: object) -> None:
+        settings.setdefault("tracking_uri", self.store_uri)
+        settings.setdefault("experiment", self.experiment)
+        autolog.autolog(*flavors, **settings)  # type: ignore[arg-type]
+
+    @property
+    def client(self):  # noqa: ANN201
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.store_uri)
+
+    @property
+    def experiment_id(self) -> str | None:
+        found = self.client.get_experiment_by_name(self.experiment)
+        return found.experiment_id if found else None
+
+    def runs(self, *, children: bool = True) -> list:
+        """All runs of the experiment, oldest first, once everything is delivered."""
+        assert autolog.flush(60), autolog.status()
+        if self.experiment_id is None:
+            return []
+        found = self.client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+        return [run for run in found if children or "mlflow.parentRunId" not in run.data.tags]
+
+    def run(self):  # noqa: ANN201
+        """The only run."""
+        runs = self.runs()
+        assert len(runs) == 1, [(run.info.run_name, run.info.status) for run in runs]
+        return runs[0]
+
+    def models(self) -> list:
+        """All logged models, oldest first."""
+        assert autolog.flush(60), autolog.status()
+        if self.experiment_id is None:
+            return []
+        found = self.client.search_logged_models([self.experiment_id])
+        return sorted(found, key=lambda model: model.creation_timestamp)
+
+    def history(self, run, key: str) -> list[tuple[int, float]]:  # noqa: ANN001
+        """(step, value) of a metric, in the order of its steps."""
+        points = self.client.get_metric_history(run.info.run_id, key)
+        return sorted((point.step, point.value) for point in points)
+
+    def artifacts(self, run) -> list[str]:  # noqa: ANN001
+        return [item.path for item in self.client.list_artifacts(run.info.run_id)]
+
+
+@pytest.fixture
+def recorder(store_uri: str) -> Recorder:
+    return Recorder(store_uri)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_swallowed_and_unpatched() -> Iterator[None]:
+    guard.reset()
+    yield
+    autolog.disable()
+    errors = [(what, repr(error)) for what, error in guard.swallowed]
+    problems = _take_problems()
+    guard.reset()
+    assert not errors, f"swallowed: {errors}"
+    assert not problems, f"not delivered: {problems}"
+
+
+def _take_problems() -> list[str]:
+    writer = runtime.writer
+    if writer is None or writer.folder is None or not (writer.folder / "spool.db").exists():
+        return []
+    writer.flush(30)
+    spool = Spool(writer.folder)
+    try:
+        found = spool.problems()
+        for kind in {kind for _, kind, _ in found}:
+            spool.clear_problems(kind)
+        return [message for _, _, message in found]
+    finally:
+        spool.close()
