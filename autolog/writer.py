@@ -157,7 +157,7 @@ class Writer:
 
     def close(self, timeout: float) -> bool:
         """Flush and tell the sender that no more will come; return whether everything reached the store in time."""
-        if self._thread is None and not self._queue:
+        if self.closing.is_set() or (self._thread is None and not self._queue):
             return True
         done = self.flush(timeout)
         self.closing.set()

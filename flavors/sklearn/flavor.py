@@ -32,12 +32,9 @@ class SklearnFlavor(Flavor):
         """Patch estimators and, where post-training metrics are wanted, metric functions."""
         from sklearn import base
 
-        self._seen: set[type] = set()
-        for mixin in vars(base).values():
-            if isinstance(mixin, type) and mixin.__name__.endswith("Mixin"):
-                self._patch_class(mixin)
+        self._seen: set[type] = {object, base.BaseEstimator}
         for cls in _subclasses(base.BaseEstimator):
-            self._patch_class(cls)
+            self._patch_family(cls)
         self._catch_later_classes(base.BaseEstimator)
         self._when_imported("sklearn.metrics", self._patch_metrics)
 
@@ -54,7 +51,7 @@ class SklearnFlavor(Flavor):
             super(base, cls).__init_subclass__(**kwargs)
             if self.patched:
                 # The class's own __init_subclass__ chain has run; its body is complete.
-                self._patch_class(cls)
+                self._patch_family(cls)
 
         had = "__init_subclass__" in vars(base)
         original = vars(base).get("__init_subclass__")
@@ -68,13 +65,19 @@ class SklearnFlavor(Flavor):
 
         self.on_unpatch(undo)
 
+    def _patch_family(self, cls: type) -> None:
+        # Mixins that are no estimators themselves define fit_transform, fit_predict and many a predict.
+        if not _claimed_elsewhere(cls):
+            for base in cls.__mro__:
+                self._patch_class(base)
+
     def _patch_class(self, cls: type) -> None:
-        if cls in self._seen or _claimed_elsewhere(cls):
+        if cls in self._seen:
             return
         self._seen.add(cls)
         own = vars(cls)
         for name in _FITS:
-            if callable(own.get(name)) or hasattr(own.get(name), "__get__"):
+            if hasattr(own.get(name), "__get__"):
                 self.wrap_training(cls, name, estimators.fit, opens=estimators.opens_run)
         for name in _PREDICTS:
             if name in own:
