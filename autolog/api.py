@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
-import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wrapt
-
-from autolog import beside, guard, registry, runtime, scope
+from autolog import beside, guard, imports, registry, runtime, scope
 from autolog.checkpoints import Checkpoints
 from autolog.config import Config, resolve
-from autolog.run import Run
-from autolog.spool import Spool
 
-logger = logging.getLogger("autolog")
+if TYPE_CHECKING:
+    from autolog.run import Run
 
 _UNSET: Any = object()
 _stack = ExitStack()
 _watched: set[str] = set()
 _exit_registered = False
+_silenced = False
 
 
 def autolog(
@@ -114,13 +112,26 @@ def autolog(
     for name in config.flavors:
         _require(name)
     if runtime.config.sender != config.sender and runtime.writer is not None:
-        logger.debug("the sender of this process is already chosen; sender=%r applies to the next", config.sender)
+        guard.logger().debug(
+            "the sender of this process is already chosen; sender=%r applies to the next", config.sender
+        )
     runtime.config = config
-    logger.setLevel(logging.CRITICAL + 1 if config.silent else logging.NOTSET)
+    if config.silent or _silenced:
+        _silence(config.silent)
     _switch_on(wanted)
     for flavor in registry.loaded():
         if flavor.patched and flavor.name not in wanted:
             flavor.unpatch()
+        elif not flavor.patched and flavor.name in wanted and flavor.name in sys.modules:
+            _framework_imported(flavor.name, sys.modules[flavor.name])
+
+
+def _silence(silent: bool) -> None:
+    import logging
+
+    global _silenced
+    _silenced = silent
+    guard.logger().setLevel(logging.CRITICAL + 1 if silent else logging.NOTSET)
 
 
 def _require(name: str) -> None:
@@ -130,7 +141,8 @@ def _require(name: str) -> None:
     found = guard.attempt(importlib.util.find_spec, name)
     if found.value is None:
         raise ImportError(
-            f"autolog({name!r}) was asked for, but {name} is not installed. Install it with: {registry.install_hint(name)}"
+            f"autolog({name!r}) was asked for, but {name} is not installed. "
+            f"Install it with: {registry.install_hint(name)}"
         )
 
 
@@ -140,40 +152,41 @@ def _switch_on(wanted: list[str]) -> None:
     if not _exit_registered:
         _exit_registered = True
         atexit.register(_at_exit)
-    if not _watched & {"threads"}:
-        from autolog.patching import install
-
-        _watched.add("threads")
-        install(_stack, threading.Thread, "start", scope.start_thread)
     for name in wanted:
-        _watch(name, _framework_imported, name)
-    _watch("mlflow.tracking.fluent", _mlflow_imported, "mlflow")
+        _watch(name, partial(_framework_imported, name))
+    _watch("mlflow.tracking.fluent", _mlflow_imported)
 
 
-def _watch(module: str, found: Any, name: str) -> None:
-    """Call `found` when `module` is imported, or now if it was; wrapt keeps hooks for ever, so only once each."""
-    loaded = sys.modules.get(module)
-    if loaded is not None and not getattr(getattr(loaded, "__spec__", None), "_initializing", False):
-        found(name, loaded)
+def _watch(module: str, found: Callable[[ModuleType], None]) -> None:
     if module not in _watched:
         _watched.add(module)
-        if loaded is None or getattr(getattr(loaded, "__spec__", None), "_initializing", False):
-            wrapt.register_post_import_hook(lambda imported: found(name, imported), module)
+        _stack.callback(_unwatch, module, found)
+        imports.when_imported(module, found)
+
+
+def _unwatch(module: str, found: Callable[[ModuleType], None]) -> None:
+    _watched.discard(module)
+    imports.forget(module, found)
 
 
 def _framework_imported(name: str, module: ModuleType) -> None:
     config = runtime.config
     if not runtime.enabled or name in config.exclude_flavors or (config.flavors and name not in config.flavors):
         return
-    # An error here would break the user's import.
-    guard.run(f"patch {name}", _patch, name, module)
+    if "threads" not in _watched:
+        from autolog.patching import install
+
+        _watched.add("threads")
+        _stack.callback(_watched.discard, "threads")
+        install(_stack, threading.Thread, "start", scope.start_thread)
+    _patch(name, module)
 
 
 def _patch(name: str, module: ModuleType) -> None:
     config = runtime.config
     problem = registry.version_problem(name)
     if problem is not None and config.disable_for_unsupported_versions:
-        logger.debug("%s: not recorded, as disable_for_unsupported_versions asks", problem)
+        guard.logger().debug("%s: not recorded, as disable_for_unsupported_versions asks", problem)
         return
     if problem is not None:
         guard.say_once(f"version-{name}", "mlflow-autolog: %s; it is recorded all the same.", problem)
@@ -181,7 +194,7 @@ def _patch(name: str, module: ModuleType) -> None:
     if loaded.value is None:
         if name in config.flavors and loaded.error is not None:
             raise loaded.error
-        logger.debug("flavor %s cannot be used", name, exc_info=loaded.error)
+        guard.logger().debug("flavor %s cannot be used", name, exc_info=loaded.error)
         return
     flavor = loaded.value
     if not flavor.patched:
@@ -201,9 +214,8 @@ _meeting = beside.Meeting(
 )
 
 
-def _mlflow_imported(_: str, fluent: ModuleType) -> None:
-    if runtime.enabled and "met" not in _watched:
-        _watched.add("met")
+def _mlflow_imported(fluent: ModuleType) -> None:
+    if runtime.enabled:
         guard.run("meet the user's mlflow", _meeting.patch, fluent, _stack)
 
 
@@ -223,8 +235,6 @@ def disable() -> None:
         if flavor.patched:
             guard.run(f"unpatch {flavor.name}", flavor.unpatch)
     _stack.close()
-    _watched.discard("met")
-    _watched.discard("threads")
 
 
 @contextmanager
@@ -256,18 +266,20 @@ def _say_problems() -> None:
     writer = runtime.writer
     if writer is None or writer.folder is None or not (writer.folder / "spool.db").exists():
         return
+    from autolog.spool import Spool
+
     spool = Spool(writer.folder)
     try:
         for seq, kind, message in spool.problems(after=_said_problems):
             _said_problems = seq
             if kind == "store":
-                logger.warning(
+                guard.logger().warning(
                     "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as "
                     "soon as the store answers, or later with: autolog sync",
                     message,
                 )
             else:
-                logger.warning("mlflow-autolog: %s. Everything else is recorded.", message)
+                guard.logger().warning("mlflow-autolog: %s. Everything else is recorded.", message)
     finally:
         spool.close()
 
@@ -281,8 +293,17 @@ def remote_id(run: Run, timeout: float) -> str | None:
     key = f"run:{run.key}"
     if writer.spooled(timeout) is None or writer.folder is None:
         return None
+    from autolog.spool import Spool
+
     spool = Spool(writer.folder)
     try:
+        if "mlflow.tracking.client" in sys.modules and run.parent is None:
+            # The user's own MLflow call asks: do what it would have done, rather than wait for the sender.
+            from autolog.delivery import open_for_owner
+
+            created = open_for_owner(spool, run.opened)
+            if created is not None:
+                return created
         while True:
             known = spool.lookup(key)
             if known is not None and known.remote is not None:
@@ -333,6 +354,8 @@ def status() -> dict[str, Any]:
     backlog = 0
     problems: list[str] = []
     if writer is not None and writer.folder is not None and (writer.folder / "spool.db").exists():
+        from autolog.spool import Spool
+
         spool = Spool(writer.folder)
         try:
             backlog = spool.backlog()
@@ -374,10 +397,10 @@ def _at_exit() -> None:
     writer = runtime.writer
     if writer is None:
         return
-    done = guard.attempt(writer.close, runtime.config.exit_timeout)
-    guard.attempt(_say_problems)
+    done = guard.attempt(flush, runtime.config.exit_timeout)
+    guard.attempt(writer.close)
     if done.error is not None or not done.value:
-        logger.warning(
+        guard.logger().warning(
             "mlflow-autolog: not everything is delivered yet (%s). Nothing is lost: it is kept in %s and delivered "
             "in the background; to wait for it: autolog sync",
             f"{runtime.config.exit_timeout:g} s were over",

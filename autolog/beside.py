@@ -6,7 +6,6 @@ everything of ours that happens inside them is guarded.
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 import threading
@@ -89,6 +88,8 @@ def source_name() -> str:
 
 def context_tags(main_file: str) -> dict[str, str]:
     """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the worker thread."""
+    import getpass
+
     tags = {}
     user = guard.attempt(getpass.getuser)
     if user.value:

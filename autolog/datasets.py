@@ -52,7 +52,9 @@ def describe(features: Any, targets: Any = None, *, name: str = "dataset") -> Da
         name=name,
         digest=digest.hexdigest(),
         source_type="code",
-        source=json.dumps({"tags": {"mlflow.source.name": sys.argv[0] if sys.argv else "", "mlflow.source.type": "LOCAL"}}),
+        source=json.dumps(
+            {"tags": {"mlflow.source.name": sys.argv[0] if sys.argv else "", "mlflow.source.type": "LOCAL"}}
+        ),
         schema=_schema(features, targets),
         profile=_profile(features, targets),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ from autolog.spool import Row, Spool
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
 BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS = 1000, 100, 100
+
+#: How claimants that are the training process itself are named, and how long the sender waits for one.
+OWNER, CLAIM_SECONDS = "owner-", 10.0
 
 #: The tags by which a run or model that was created just before a crash is found again.
 RUN_KEY, MODEL_KEY = "autolog.run", "autolog.model"
@@ -148,20 +152,26 @@ class Delivery:
     def _open_run(self, record: OpenRun) -> None:
         if self._own_process and Path(record.cwd).is_dir():
             os.chdir(record.cwd)  # MLflow puts ./mlruns, the artifacts of a new sqlite store, where the process is.
-        detail = {"uri": absolute_uri(record.tracking_uri, record.cwd), "state": "open"}
-        client = self._client(detail["uri"])
+        uri = absolute_uri(record.tracking_uri, record.cwd)
+        client = self._client(uri)
         key = f"run:{record.run}"
         if record.adopt:
             run = client.get_run(record.adopt)
-            detail.update(state="adopted", experiment_id=run.info.experiment_id)
+            detail = {"uri": uri, "state": "adopted", "experiment_id": run.info.experiment_id}
             self._spool.bind(key, record.adopt, self._me, detail)
-            return
-        if (known := self._spool.lookup(key)) and known.remote:
-            return
-        self._spool.claim(key, self._me)
-        created = create_run(client, record, parent=self._remote(record.parent) if record.parent else None)
-        detail["experiment_id"] = created.info.experiment_id
-        self._spool.bind(key, created.info.run_id, self._me, detail)
+        elif self._spool.claim(key, self._me) or not self._bound_by_owner(key):
+            open_remote(self._spool, client, record, self._me)
+
+    def _bound_by_owner(self, key: str) -> bool:
+        """Wait for the training process where it said that it creates this run; return whether the run exists."""
+        deadline = time.monotonic() + CLAIM_SECONDS
+        while (known := self._spool.lookup(key)) is not None:
+            if known.remote is not None:
+                return True
+            if not known.claimant.startswith(OWNER) or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return False
 
     def _dataset(self, record: DatasetInput) -> None:
         dataset = Dataset(
@@ -367,10 +377,6 @@ class Delivery:
     def _clients_for(self, detail: dict[str, str]) -> MlflowClient:
         return self._client(detail["uri"])
 
-    def _remote(self, run: str) -> str | None:
-        known = self._spool.lookup(f"run:{run}")
-        return known.remote if known else None
-
     def _where(self, run: str) -> tuple[MlflowClient, str, dict[str, str]]:
         known = self._spool.lookup(f"run:{run}")
         if known is None or known.remote is None:
@@ -389,7 +395,38 @@ class Delivery:
         self._spool.problem("refused", f"{what} was refused by the store: {_short(error)}")
 
 
-def create_run(client: MlflowClient, record: OpenRun, *, parent: str | None) -> Any:
+def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> str:
+    """Create the run that `record` opens in the store, bind its key to it, and return its id.
+
+    Called by who claimed the key: the sender, or the training process inside a logging call of the user's own.
+    """
+    parent = spool.lookup(f"run:{record.parent}") if record.parent else None
+    created = _create_run(client, record, parent=parent.remote if parent else None)
+    run_id = str(created.info.run_id)
+    uri = absolute_uri(record.tracking_uri, record.cwd)
+    detail = {"uri": uri, "state": "open", "experiment_id": str(created.info.experiment_id)}
+    spool.bind(f"run:{record.run}", run_id, claimant, detail)
+    return run_id
+
+
+def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
+    """Create a run of ours inside the user's own logging call, unless the sender is at it; return its id.
+
+    So that the call takes what starting a run of its own would have taken, and never waits for the sender.
+    """
+    key = f"run:{record.run}"
+    claimant = f"{OWNER}{os.getpid()}"
+    if not spool.claim(key, claimant):
+        return None
+    client = MlflowClient(tracking_uri=absolute_uri(record.tracking_uri, record.cwd))
+    made = guard.attempt(open_remote, spool, client, record, claimant)
+    if made.error is not None:
+        spool.unclaim(key)
+        raise made.error
+    return made.value
+
+
+def _create_run(client: MlflowClient, record: OpenRun, *, parent: str | None) -> Any:
     """Create the run that `record` opens, or return the one that was created just before a crash."""
     experiment_id = record.experiment_id or _experiment(client, record.experiment)
     found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{record.run}'", max_results=1)
@@ -472,5 +509,7 @@ def _has_code(error: BaseException, code: int) -> bool:
 
 
 def _halves(*parts: list[Any]) -> list[tuple[list[Any], ...]]:
-    return [tuple(part[: (len(part) + 1) // 2] for part in parts), tuple(part[(len(part) + 1) // 2 :] for part in parts)]
-
+    return [
+        tuple(part[: (len(part) + 1) // 2] for part in parts),
+        tuple(part[(len(part) + 1) // 2 :] for part in parts),
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from autolog import patching
+from autolog import imports, patching
 from autolog.patching import Call, Hook
 from autolog.scope import Scope
 
@@ -65,13 +65,14 @@ class Flavor:
         wrapper = patching.training(self.name, hook, opens=opens, joins=joins)
         patching.install(self._stack, owner, name, wrapper, rebind=rebind, also=also)
 
-    def wrap_call(
-        self, owner: Any, name: str, hook: Hook, *, rebind: bool = False, also: tuple[str, ...] = ()
-    ) -> None:
+    def wrap_call(self, owner: Any, name: str, hook: Hook, *, rebind: bool = False, also: tuple[str, ...] = ()) -> None:
         """Wrap ``owner.name`` as a call to look at: see :func:`autolog.patching.observing`."""
-        patching.install(
-            self._stack, owner, name, patching.observing(self.name, hook), rebind=rebind, also=also
-        )
+        patching.install(self._stack, owner, name, patching.observing(self.name, hook), rebind=rebind, also=also)
+
+    def when_imported(self, module: str, patch: Callable[[ModuleType], object]) -> None:
+        """Call `patch` with a submodule of the framework now, or when it is imported while patched."""
+        imports.when_imported(module, patch)
+        self.on_unpatch(imports.forget, module, patch)
 
     def on_unpatch(self, undo: Callable[..., object], *args: Any) -> None:
         """Have `undo` called by :meth:`unpatch`, last registered first."""

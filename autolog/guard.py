@@ -6,12 +6,12 @@ Everything that runs inside a user's training call goes through :func:`attempt` 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-logger = logging.getLogger("autolog")
+if TYPE_CHECKING:
+    import logging
 
 T = TypeVar("T")
 
@@ -20,6 +20,13 @@ swallowed: list[tuple[str, BaseException]] = []
 
 _KEEP = 100
 _reported: set[tuple[str, type[BaseException]]] = set()
+
+
+def logger() -> logging.Logger:
+    """Return the logger that everything of ours is said through."""
+    import logging  # Milliseconds, in a process that may never have anything to say.
+
+    return logging.getLogger("autolog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,13 @@ def report(what: str, error: BaseException) -> None:
     if key in _reported:
         return
     _reported.add(key)
-    logger.warning(
+    logger().warning(
         "mlflow-autolog could not %s (%s: %s). Training is not affected; everything else is recorded.",
         what,
         type(error).__name__,
         error,
     )
-    logger.debug("where it happened:", exc_info=error)
+    logger().debug("where it happened:", exc_info=error)
 
 
 def say_once(key: str, message: str, *args: object) -> None:
@@ -71,7 +78,7 @@ def say_once(key: str, message: str, *args: object) -> None:
     marker = (key, Warning)
     if marker not in _reported:
         _reported.add(marker)
-        logger.warning(message, *args)
+        logger().warning(message, *args)
 
 
 def reset() -> None:

@@ -80,7 +80,7 @@ class Call:
 # -- wrappers -------------------------------------------------------------------------------------------------------
 
 
-class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[misc]
+class _Bound(wrapt.BoundFunctionWrapper[Any, Any]):
     """A patched method bound to an object or reached through a class; pickles as that lookup."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -105,7 +105,7 @@ class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[misc]
         return self
 
 
-class Wrapper(wrapt.FunctionWrapper):  # type: ignore[misc]
+class Wrapper(wrapt.FunctionWrapper[Any, Any]):
     """A patched function. wrapt's own can be neither pickled nor copied.
 
     It pickles by reference where the reference leads back to it, so that a process without autologging finds the

@@ -6,11 +6,12 @@ are those of the distribution's extra of the same name, written in its metadata 
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import importlib.metadata
+
     from autolog.flavor import Flavor
 
 GROUP = "autolog.flavors"
@@ -20,6 +21,8 @@ _loaded: dict[str, Flavor] = {}
 @cache
 def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     """Return the installed flavors by name."""
+    import importlib.metadata
+
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
@@ -61,10 +64,23 @@ def supported(name: str) -> tuple[str, str]:
         return "", ""
     for text in point.dist.requires or ():
         requirement = Requirement(text)
-        if requirement.marker is not None and requirement.marker.evaluate({"extra": name}) and not requirement.extras:
-            if not requirement.marker.evaluate({"extra": ""}):
-                return requirement.name, str(requirement.specifier)
+        marker = requirement.marker
+        if marker is None or requirement.extras or marker.evaluate({"extra": ""}):
+            continue
+        if marker.evaluate({"extra": name}):
+            return requirement.name, str(requirement.specifier)
     return "", ""
+
+
+def installed_version(name: str) -> str | None:
+    """Return the installed version of the framework of flavor `name`, None where it is not installed."""
+    import importlib.metadata
+
+    distribution, _ = supported(name)
+    try:
+        return importlib.metadata.version(distribution) if distribution else None
+    except importlib.metadata.PackageNotFoundError:
+        return None  # Or installed under another name, such as a vendor's build: nothing can be said of it.
 
 
 def version_problem(name: str) -> str | None:
@@ -72,12 +88,9 @@ def version_problem(name: str) -> str | None:
     from packaging.specifiers import SpecifierSet
 
     distribution, specifier = supported(name)
-    if not distribution:
+    installed = installed_version(name)
+    if installed is None:
         return None
-    try:
-        installed = importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # Installed under another name, such as a vendor's build: nothing can be said of it.
     if SpecifierSet(specifier).contains(installed, prereleases=True):
         return None
     return f"{distribution} {installed} is outside the supported range {specifier}"

@@ -44,7 +44,7 @@ class Run:
     adopted: the id of the user's active MLflow run where this is one; it is never ended by us.
     """
 
-    __slots__ = ("_ended", "_params", "_writer", "adopted", "config", "flavor", "key", "parent", "start_time")
+    __slots__ = ("_ended", "_params", "_writer", "adopted", "config", "flavor", "key", "opened", "parent", "start_time")
 
     def __init__(
         self,
@@ -68,22 +68,23 @@ class Run:
         self._writer = writer
         self._params: dict[str, str] = {}
         self._ended = False
-        writer.note(
-            OpenRun(
-                self.key,
-                self.start_time,
-                adopt=adopt,
-                parent=parent.key if parent else None,
-                name=name,
-                **opening,
-            )
+        self.opened = OpenRun(
+            self.key,
+            self.start_time,
+            adopt=adopt,
+            parent=parent.key if parent else None,
+            name=name,
+            **opening,
         )
+        writer.note(self.opened)
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record parameters. Values become text as ``str`` makes it; those named like secrets are not recorded."""
-        texts = {str(k): "[redacted]" if _SECRET.search(str(k)) and v is not None else str(v) for k, v in values.items()}
+        texts = {
+            str(k): "[redacted]" if _SECRET.search(str(k)) and v is not None else str(v) for k, v in values.items()
+        }
         self._params.update(texts)
         self._writer.note(Params(self.key, texts))
 
@@ -194,7 +195,7 @@ class Run:
 
             path = self._blob(f"{uuid.uuid4().hex}.npz")
             with path.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
             return [Derive(self.key, self.flavor, what, path.name, step, at, model, dataset.key if dataset else None)]
 
         self._writer.later(self.key, "compute metrics", save)

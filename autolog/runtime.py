@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autolog import beside, guard, scope
 from autolog.config import Config
-from autolog.run import Run
-from autolog.writer import Writer
+
+if TYPE_CHECKING:
+    from autolog.run import Run
+    from autolog.writer import Writer
 
 config = Config(disable=True)
 enabled = False
@@ -35,6 +37,8 @@ def get_writer() -> Writer:
     """Return the writer of this process, made when first needed."""
     global writer
     if writer is None:
+        from autolog.writer import Writer  # Not before something is recorded: sqlite3, subprocess and the like.
+
         with _lock:
             if writer is None:
                 writer = Writer(config.sender)
@@ -63,6 +67,8 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None)
     A second training inside one run of the user's becomes a child run of it, so that neither overwrites the other.
     parent: the run that this one is a child of; then the user's active run is not looked at.
     """
+    from autolog.run import Run
+
     global _last
     active = None if parent is not None or config.exclusive else beside.active_run()
     opening: dict[str, Any] = {

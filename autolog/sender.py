@@ -208,7 +208,9 @@ def _problems(folder: Path) -> list[str]:
 
 def main(folder: str) -> None:
     """Run as the child process of a training, then finish what dead trainings on this machine left."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # MLflow retries each request for minutes by itself; the loop above decides here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

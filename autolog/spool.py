@@ -232,7 +232,9 @@ class Spool:
 
     def bind(self, key: str, remote: str, claimant: str, detail: dict[str, str] | None = None) -> None:
         """Store the id that the tracking store gave to `key`."""
-        self._db.execute("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?)", (key, remote, claimant, json.dumps(detail or {})))
+        self._db.execute(
+            "INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?)", (key, remote, claimant, json.dumps(detail or {}))
+        )
 
     def unclaim(self, key: str) -> None:
         """Take an unfulfilled claim back."""
@@ -245,7 +247,9 @@ class Spool:
 
     def keys(self, prefix: str) -> dict[str, Id]:
         """Return all known ids whose key starts with `prefix`."""
-        rows = self._db.execute("SELECT key, remote, claimant, detail FROM ids WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        rows = self._db.execute(
+            "SELECT key, remote, claimant, detail FROM ids WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
+        )
         return {row[0]: Id(row[1], row[2], json.loads(row[3] or "{}")) for row in rows.fetchall()}
 
     # -- problems -----------------------------------------------------------------------------------------------

@@ -155,18 +155,16 @@ class Writer:
         finally:
             spool.close()
 
-    def close(self, timeout: float) -> bool:
-        """Flush and tell the sender that no more will come; return whether everything reached the store in time."""
-        if self.closing.is_set() or (self._thread is None and not self._queue):
-            return True
-        done = self.flush(timeout)
+    def close(self) -> None:
+        """Tell the sender that no more will come, and leave the spool to it; harmless when repeated."""
+        if self.closing.is_set():
+            return
         self.closing.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(2.0)
         if self._sender_thread is not None:
-            self._sender_thread.join(max(0.1, min(timeout, 5.0)))
-        return done
+            self._sender_thread.join(5.0)
 
     # -- the writer thread ----------------------------------------------------------------------------------------
 
@@ -304,22 +302,21 @@ class Writer:
     # -- the sender -----------------------------------------------------------------------------------------------
 
     def _ensure_sender(self) -> None:
-        if self._sender_kind == "process":
-            if self._process is None or self._process.poll() is not None:
-                if self._starts >= _RESTARTS:
-                    guard.say_once(
-                        "sender",
-                        "mlflow-autolog: the sender stopped %d times (see %s). Training is not affected and records "
-                        "are kept on disk; deliver them with: autolog sync",
-                        self._starts,
-                        self.folder and self.folder / "sender.log",
-                    )
-                    return
-                self._starts += 1
-                started = guard.attempt(self._spawn)
-                if started.error is not None:
-                    guard.report("start its sender process (a thread sends instead)", started.error)
-                    self._sender_kind = "thread"
+        if self._sender_kind == "process" and (self._process is None or self._process.poll() is not None):
+            if self._starts >= _RESTARTS:
+                guard.say_once(
+                    "sender",
+                    "mlflow-autolog: the sender stopped %d times (see %s). Training is not affected and records "
+                    "are kept on disk; deliver them with: autolog sync",
+                    self._starts,
+                    self.folder and self.folder / "sender.log",
+                )
+                return
+            self._starts += 1
+            started = guard.attempt(self._spawn)
+            if started.error is not None:
+                guard.report("start its sender process (a thread sends instead)", started.error)
+                self._sender_kind = "thread"
         if self._sender_kind == "thread" and self._sender_thread is None:
             self._sender_thread = threading.Thread(target=self._send_here, name="autolog-sender", daemon=True)
             self._sender_thread.start()

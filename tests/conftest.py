@@ -27,7 +27,8 @@ def _places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     autolog.disable()
     if runtime.writer is not None:
-        runtime.writer.close(30)
+        autolog.flush(30)
+        runtime.writer.close()
     os.chdir(here)
 
 
@@ -50,7 +51,7 @@ class Recorder:
         autolog.autolog(*flavors, **settings)  # type: ignore[arg-type]
 
     @property
-    def client(self):  # noqa: ANN201
+    def client(self):
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.store_uri)
@@ -68,7 +69,7 @@ class Recorder:
         found = self.client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
         return [run for run in found if children or "mlflow.parentRunId" not in run.data.tags]
 
-    def run(self):  # noqa: ANN201
+    def run(self):
         """The only run."""
         runs = self.runs()
         assert len(runs) == 1, [(run.info.run_name, run.info.status) for run in runs]
@@ -82,12 +83,12 @@ class Recorder:
         found = self.client.search_logged_models([self.experiment_id])
         return sorted(found, key=lambda model: model.creation_timestamp)
 
-    def history(self, run, key: str) -> list[tuple[int, float]]:  # noqa: ANN001
+    def history(self, run, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, in the order of its steps."""
         points = self.client.get_metric_history(run.info.run_id, key)
         return sorted((point.step, point.value) for point in points)
 
-    def artifacts(self, run) -> list[str]:  # noqa: ANN001
+    def artifacts(self, run) -> list[str]:
         return [item.path for item in self.client.list_artifacts(run.info.run_id)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -20,9 +19,9 @@ def opens_run(call: Call) -> bool:
     estimator = call.instance
     if estimator is None or isinstance(estimator, type):
         return False
-    return any(hasattr(type(estimator), name) for name in ("predict", "fit_predict", "score_samples", "kneighbors")) and (
-        not hasattr(estimator, "transform") or hasattr(estimator, "predict") or hasattr(estimator, "fit_predict")
-    )
+    if hasattr(estimator, "transform"):
+        return hasattr(estimator, "predict") or hasattr(estimator, "fit_predict")
+    return any(hasattr(estimator, name) for name in ("predict", "fit_predict", "score_samples", "kneighbors"))
 
 
 def fit(call: Call) -> Generator[None, Any, None]:
@@ -169,6 +168,3 @@ def _snapshot(estimator: Any, X: Any, predictions: Predictions | None, config: A
 
 def _requirements(data: bytes) -> Callable[[], list[str]]:
     return lambda: models.requirements_for({"sklearn", "cloudpickle", *models.pickled_modules(data)})
-
-
-__all__ = ["fit", "opens_run", "time"]

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from autolog import patching, registry
 from autolog.flavor import Flavor
-from autolog.patching import Call
 from flavors.sklearn import estimators, post_training, scores
 
 _FITS = ("fit", "fit_transform", "fit_predict")
@@ -36,18 +35,10 @@ class SklearnFlavor(Flavor):
         for cls in _subclasses(base.BaseEstimator):
             self._patch_family(cls)
         self._catch_later_classes(base.BaseEstimator)
-        self._when_imported("sklearn.metrics", self._patch_metrics)
-
-    def _when_imported(self, name: str, patch: Any) -> None:
-        import wrapt
-
-        if name in sys.modules:
-            patch(sys.modules[name])
-        else:
-            wrapt.register_post_import_hook(lambda module: self.patched and patch(module), name)
+        self.when_imported("sklearn.metrics", self._patch_metrics)
 
     def _catch_later_classes(self, base: Any) -> None:
-        def init_subclass(cls: Any, **kwargs: Any) -> None:
+        def init_subclass(cls: Any, /, **kwargs: Any) -> None:
             super(base, cls).__init_subclass__(**kwargs)
             if self.patched:
                 # The class's own __init_subclass__ chain has run; its body is complete.
@@ -111,7 +102,7 @@ class SklearnFlavor(Flavor):
         return scores.derive(what, blob)
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: Any) -> Iterator[type]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _subclasses(sub)
@@ -126,6 +117,3 @@ def _claimed_elsewhere(cls: type) -> bool:
         for package in flavor.claims
     }
     return any(base.__module__.partition(".")[0] in claimed for base in cls.__mro__)
-
-
-__all__ = ["Call", "SklearnFlavor"]

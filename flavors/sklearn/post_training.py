@@ -14,9 +14,8 @@ from typing import Any
 
 from autolog import datasets, guard
 from autolog.datasets import Dataset
-from autolog.patching import Call, user_frame, variable_name
+from autolog.patching import Call
 from autolog.run import Run
-from autolog.runtime import config as _config
 
 _NO_METRIC = {"check_scoring", "get_scorer", "make_scorer", "get_scorer_names"}
 _local = threading.local()
@@ -143,6 +142,3 @@ def _called_by_library() -> bool:
             return bool(root == "sklearn")
         frame = frame.f_back
     return False
-
-
-__all__ = ["_config", "is_metric", "metric", "predict", "remember", "user_frame", "variable_name"]
