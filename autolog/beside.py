@@ -189,7 +189,8 @@ class Meeting:
             return None
         client = sys.modules["mlflow.tracking._tracking_service.client"].TrackingServiceClient
         stored = client(_uri_of_fluent()).store.get_run(run_id)
-        return fluent.ActiveRun(stored.info, stored.data)
+        # With its outputs, by which MLflow links the user's metrics to the model of the same step.
+        return fluent.ActiveRun(stored)
 
     def _end_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         active = None if self._ours() else guard.run("see which run ends", active_run)
