@@ -1,0 +1,39 @@
+# `make demo` needs nothing but Python 3.10 or later and the network (and Java 17 for the Spark part).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# torch comes first and alone: where the package index offers a build for the CPU, no CUDA packages follow it.
+TORCH := torch==2.13.0
+
+.PHONY: help venv demo
+
+help:
+	@echo "make demo    train in four frameworks, rank, register, serve and ask the models"
+	@echo "make venv    the environment in $(VENV), with all frameworks"
+
+# -- environment: one stamp for each set of extras; a changed pyproject.toml installs again ---------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	    f"Python 3.10 or later is needed, {sys.executable} is {sys.version.split()[0]}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	@echo "Installing PyTorch and the other frameworks into $(VENV): once, for some minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,$*]"
+	@touch $@
+
+venv: $(VENV)/.installed-demo
+
+# -- demo -------------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed-demo
+	@$(BIN)/python examples/demo.py
+
+# -- checks -----------------------------------------------------------------------------------------------------------
