@@ -508,8 +508,13 @@ def _has_code(error: BaseException, code: int) -> bool:
     return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(code)
 
 
-def _halves(*parts: list[Any]) -> list[tuple[list[Any], ...]]:
-    return [
-        tuple(part[: (len(part) + 1) // 2] for part in parts),
-        tuple(part[(len(part) + 1) // 2 :] for part in parts),
-    ]
+def _halves(*parts: list[Any]) -> list[list[list[Any]]]:
+    """Split several lists, taken as one, in the middle."""
+    middle = (sum(len(part) for part in parts) + 1) // 2
+    first, second = [], []
+    for part in parts:
+        cut = min(len(part), middle)
+        first.append(part[:cut])
+        second.append(part[cut:])
+        middle -= cut
+    return [first, second]

@@ -134,6 +134,8 @@ class Writer:
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything noted so far is in the tracking store; False when `timeout` seconds ran out."""
+        if self.closing.is_set():
+            return True  # Said when it was closed.
         deadline = time.monotonic() + timeout
         seq = self.spooled(timeout)
         if seq is None:

@@ -1,0 +1,181 @@
+"""Beside MLflow's own API: one run, nothing doubled, what was recorded can be read at once."""
+
+from __future__ import annotations
+
+import threading
+
+import mlflow
+import pytest
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.linear_model import LinearRegression, Ridge
+
+import autolog
+from autolog import guard
+
+X, Y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
+
+
+class LogsByHand(RegressorMixin, BaseEstimator):
+    """An estimator whose user logs with MLflow while it trains."""
+
+    def fit(self, X, y):
+        mlflow.log_metric("by_hand", 1.5, step=3)
+        mlflow.log_param("mine", "yes")
+        mlflow.log_text("hello", "note.txt")
+        self.coef_ = 0.0
+        return self
+
+    def predict(self, X):
+        return [0.0] * len(X)
+
+
+@pytest.fixture
+def here(recorder):
+    mlflow.set_tracking_uri(recorder.store_uri)
+    mlflow.set_experiment(recorder.experiment)
+    yield recorder
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_experiment(experiment_id="0")
+
+
+def test_users_active_run_is_used_and_left_to_the_user(here) -> None:
+    here.start()
+    with mlflow.start_run(run_name="mine") as active:
+        LinearRegression().fit(X, Y)
+        assert mlflow.active_run().info.run_id == active.info.run_id
+        assert autolog.last_run().run_id == active.info.run_id
+        assert here.client.get_run(active.info.run_id).info.status == "RUNNING"
+    run = here.run()
+    assert run.info.run_id == active.info.run_id
+    assert run.info.run_name == "mine"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["fit_intercept"] == "True"
+    assert run.data.metrics["training_r2_score"] == 1.0
+
+
+def test_leaving_the_users_run_drains_it(here) -> None:
+    here.start()
+    with mlflow.start_run() as active:
+        LinearRegression().fit(X, Y)
+    # A reader that shares nothing with us.
+    with autolog.paused():
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        stored = SqlAlchemyStore(here.store_uri, "mlruns").get_run(active.info.run_id)
+    assert stored.data.metrics["training_r2_score"] == 1.0
+
+
+def test_second_training_in_a_users_run_is_a_child_and_overwrites_nothing(here) -> None:
+    here.start()
+    with mlflow.start_run() as active:
+        LinearRegression().fit(X, Y)
+        Ridge(alpha=1000.0).fit(X, Y)
+    parent = here.client.get_run(active.info.run_id)
+    (child,) = [run for run in here.runs() if run.info.run_id != active.info.run_id]
+    assert parent.data.tags["estimator_name"] == "LinearRegression"
+    assert parent.data.metrics["training_r2_score"] == 1.0
+    assert child.data.tags["mlflow.parentRunId"] == active.info.run_id
+    assert child.data.tags["estimator_name"] == "Ridge"
+    assert child.data.params["alpha"] == "1000.0"
+    assert child.info.status == "FINISHED"
+
+
+def test_exclusive_never_records_into_the_users_run(here) -> None:
+    here.start(exclusive=True)
+    with mlflow.start_run() as active:
+        LinearRegression().fit(X, Y)
+    assert here.client.get_run(active.info.run_id).data.metrics == {}
+    (ours,) = [run for run in here.runs() if run.info.run_id != active.info.run_id]
+    assert ours.data.metrics["training_r2_score"] == 1.0
+
+
+def test_users_logging_goes_into_our_open_run(here) -> None:
+    here.start()
+    LogsByHand().fit(X, Y)
+    run = here.run()
+    assert here.history(run, "by_hand") == [(3, 1.5)]
+    assert run.data.params["mine"] == "yes"
+    assert "note.txt" in here.artifacts(run)
+    assert run.data.tags["estimator_name"] == "LogsByHand"
+    assert mlflow.active_run() is None
+
+
+def test_read_your_writes(here) -> None:
+    here.start()
+    LinearRegression().fit(X, Y)
+    run = mlflow.last_active_run()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["training_r2_score"] == 1.0
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert model.source_run_id == run.info.run_id
+    Ridge(alpha=2.0).fit(X, Y)
+    assert len(mlflow.search_runs(output_format="list")) == 2
+    assert mlflow.last_active_run().data.params["alpha"] == "2.0"
+    with mlflow.start_run() as mine:
+        pass
+    assert mlflow.last_active_run().info.run_id == mine.info.run_id
+
+
+def test_mlflows_own_autologging_records_alone_and_it_is_said_once(here, caplog) -> None:
+    import mlflow.sklearn
+
+    mlflow.sklearn.autolog(log_models=False, silent=True)
+    try:
+        here.start()
+        LinearRegression().fit(X, Y)
+        LinearRegression().fit(X, Y)
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    assert len(here.runs()) == 2
+    assert all("autolog.run" not in run.data.tags for run in here.runs())
+    said = [record.message for record in caplog.records if "MLflow's own autologging" in record.message]
+    assert len(said) == 1
+    assert "mlflow.sklearn.autolog(disable=True)" in said[0]
+    guard.reset()
+
+
+def test_runs_in_threads_are_separate_and_complete(recorder) -> None:
+    recorder.start()
+    alphas = [float(i) for i in range(6)]
+    start = threading.Barrier(len(alphas))
+
+    def train(alpha: float) -> None:
+        start.wait()
+        Ridge(alpha=alpha).fit(X, Y)
+
+    threads = [threading.Thread(target=train, args=(alpha,)) for alpha in alphas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs = recorder.runs()
+    assert sorted(float(run.data.params["alpha"]) for run in runs) == alphas
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        predicted = Ridge(alpha=float(run.data.params["alpha"]))
+        with autolog.paused():
+            predicted.fit(X, Y)
+        assert run.data.metrics["training_r2_score"] == predicted.score(X, Y)
+    assert len({model.source_run_id for model in recorder.models()}) == len(alphas)
+
+
+def test_enabling_twice_records_once(recorder) -> None:
+    recorder.start()
+    recorder.start()
+    LinearRegression().fit(X, Y)
+    recorder.run()
+
+
+def test_tags_are_those_of_the_training_process(recorder) -> None:
+    import getpass
+    import sys
+
+    recorder.start(extra_tags={"team": "penguins"})
+    LinearRegression().fit(X, Y)
+    tags = recorder.run().data.tags
+    assert tags["mlflow.source.name"] == sys.argv[0]
+    assert tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert tags["mlflow.runName"]
+    assert tags["team"] == "penguins"

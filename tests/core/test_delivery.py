@@ -1,0 +1,110 @@
+"""Records against MLflow's limits, and what happens where the store refuses one."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import autolog
+from autolog import runtime
+from autolog.delivery import absolute_uri, clean_key, without_credentials
+
+
+@pytest.fixture
+def run(recorder):
+    recorder.start()
+    opened = runtime.open_run("sklearn")
+    yield opened
+    opened.end()
+    runtime.closed(opened)
+
+
+def finished(recorder, run):
+    run.end()
+    return recorder.run()
+
+
+def test_every_value_arrives_with_its_step(recorder, run) -> None:
+    for step in range(2500):
+        run.metrics({"loss": step / 7, "lr": 0.1}, step=step)
+    stored = finished(recorder, run)
+    assert recorder.history(stored, "loss") == [(step, step / 7) for step in range(2500)]
+    assert recorder.history(stored, "lr") == [(step, 0.1) for step in range(2500)]
+
+
+def test_not_a_number_and_infinity(recorder, run) -> None:
+    run.metrics({"nan": math.nan, "inf": math.inf, "minus": -math.inf})
+    stored = finished(recorder, run)
+    assert math.isnan(recorder.history(stored, "nan")[0][1])
+    assert recorder.history(stored, "inf")[0][1] > 1e300
+    assert recorder.history(stored, "minus")[0][1] < -1e300
+
+
+def test_names_that_mlflow_does_not_allow(recorder, run) -> None:
+    run.metrics({"valid-ndcg@5": 0.5, "a|b": 1.0, "größe": 2.0})
+    run.params({"a|b@c": 1})
+    stored = finished(recorder, run)
+    assert stored.data.metrics == {"valid-ndcg_at_5": 0.5, "a_b": 1.0, "größe": 2.0}
+    assert stored.data.params == {"a_b_at_c": "1"}
+
+
+def test_long_parameter_is_cut_and_kept_whole_as_mlflow_10512_asks(recorder, run) -> None:
+    run.params({"long": "x" * 50_000, "short": 1})
+    stored = finished(recorder, run)
+    assert stored.data.params["short"] == "1"
+    assert stored.data.params["long"] == "x" * 5997 + "..."
+    path = recorder.client.download_artifacts(stored.info.run_id, "autolog/long_params.json")
+    assert json.loads(Path(path).read_text()) == {"long": "x" * 50_000}
+
+
+def test_ten_thousand_parameters(recorder, run) -> None:
+    run.params({f"p{i}": i for i in range(10_000)})
+    assert len(finished(recorder, run).data.params) == 10_000
+
+
+def test_secrets_are_not_recorded(recorder, run) -> None:
+    run.params({"password": "hunter2", "db__api_key": "k", "hf_token": "t", "tokenizer": "bpe", "secret": None})
+    stored = finished(recorder, run)
+    assert stored.data.params == {
+        "password": "[redacted]",
+        "db__api_key": "[redacted]",
+        "hf_token": "[redacted]",
+        "tokenizer": "bpe",
+        "secret": "None",
+    }
+
+
+def test_a_refused_parameter_loses_nothing_else(recorder, run) -> None:
+    run.params({"a": 1})
+    autolog.flush()
+    run.params({"a": 2, "b": 3})  # MLflow does not let a parameter change.
+    run.metrics({"m": 1.0})
+    stored = finished(recorder, run)
+    assert stored.data.params == {"a": "1", "b": "3"}
+    assert stored.data.metrics == {"m": 1.0}
+    (problem,) = recorder.take_problems()
+    assert "param 'a'" in problem
+
+
+def test_uri_as_seen_from_the_training(tmp_path: Path) -> None:
+    assert absolute_uri(None, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert absolute_uri("sqlite:///x.db", str(tmp_path)) == f"sqlite:///{tmp_path}/x.db"
+    assert absolute_uri("sqlite:////x.db", str(tmp_path)) == "sqlite:////x.db"
+    assert absolute_uri("http://host:5000", str(tmp_path)) == "http://host:5000"
+    assert absolute_uri("runs", str(tmp_path)) == (tmp_path / "runs").as_uri()
+    assert absolute_uri("databricks", str(tmp_path)) == "databricks"
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+    assert absolute_uri(None, str(tmp_path)) == (tmp_path / "mlruns").as_uri()
+
+
+def test_credentials_are_not_said() -> None:
+    assert without_credentials("http://me:pw@host:5000/x") == "http://host:5000/x"
+    assert without_credentials("sqlite:////x.db") == "sqlite:////x.db"
+
+
+def test_long_keys_are_cut() -> None:
+    assert len(clean_key("k" * 300)) == 250
