@@ -1,0 +1,342 @@
+"""Whole processes: killed, forked, cut off from the server, run by the command line; nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+
+class Place:
+    """A folder with its own spool and store, and scripts that run in it."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.folder = folder
+        self.store = store
+        self.experiment = f"system-{folder.name}"
+        self.started: list[subprocess.Popen] = []
+        self.environ = {
+            **os.environ,
+            "AUTOLOG_SPOOL_DIR": str(folder / "spool"),
+            "AUTOLOG_TRACKING_URI": store,
+            "AUTOLOG_EXPERIMENT": self.experiment,
+            "PYTHONWARNINGS": "ignore",
+        }
+
+    def script(self, code: str, name: str = "train.py") -> Path:
+        path = self.folder / name
+        path.write_text(textwrap.dedent(code))
+        return path
+
+    def start(self, *command: object, **environ: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                pipe.close()
+
+    def run(self, *command: object, code: int = 0, **environ: str) -> tuple[str, str]:
+        process = self.start(*command, **environ)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, (process.returncode, out, err)
+        return out, err
+
+    def runs(self, store: str | None = None) -> list:
+        client = MlflowClient(tracking_uri=store or self.store)
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            return []
+        return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+    def history(self, run, key: str, store: str | None = None) -> list[tuple[int, float]]:
+        client = MlflowClient(tracking_uri=store or self.store)
+        return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, key))
+
+    def spools(self) -> list[Path]:
+        return sorted((self.folder / "spool").glob("*/spool.db"))
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def place(tmp_path: Path, store_uri: str) -> Iterator[Place]:
+    made = Place(tmp_path, store_uri)
+    yield made
+    made.close()
+
+
+SKLEARN = """
+    import autolog
+    autolog.autolog()
+    from sklearn.linear_model import Ridge
+    Ridge(alpha=2.0).fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
+    print("trained")
+"""
+
+LOOP = """
+    import sys, time
+    import autolog
+    autolog.autolog()
+    from autolog import runtime
+    run = runtime.open_run("torch")
+    for step in range(100_000):
+        run.metrics({"loss": step / 2}, step=step)
+        if step == 300:
+            print("going", flush=True)
+        time.sleep(0.001)
+"""
+
+
+def test_a_script_leaves_only_its_record(place: Place) -> None:
+    out, err = place.run(place.script(SKLEARN))
+    assert (out, err) == ("trained\n", "")
+    (run,) = place.runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["alpha"] == "2.0"
+    wait_for(lambda: not place.spools())
+
+
+def test_thread_sender_delivers_as_well(place: Place) -> None:
+    out, err = place.run(place.script(SKLEARN), AUTOLOG_SENDER="thread")
+    assert (out, err) == ("trained\n", "")
+    (run,) = place.runs()
+    assert (run.info.status, run.data.metrics["training_r2_score"] > 0) == ("FINISHED", True)
+
+
+def test_sigkill_of_the_training_loses_at_most_the_last_moment(place: Place) -> None:
+    process = place.start(place.script(LOOP))
+    assert process.stdout.readline() == "going\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: place.runs() and place.runs()[0].info.status == "FAILED", 15)
+    (run,) = place.runs()
+    points = place.history(run, "loss")
+    assert points == [(step, step / 2) for step in range(len(points))]
+    assert len(points) >= 300 - 100
+    assert run.data.tags["autolog.ended"]
+    wait_for(lambda: not place.spools())
+
+
+def test_sigkill_of_the_sender_doubles_nothing(place: Place) -> None:
+    code = LOOP.replace("100_000", "3000") + "    run.end()\n"
+    process = place.start(place.script(code))
+    assert process.stdout.readline() == "going\n"
+    for _ in range(3):
+        sender = subprocess.run(
+            ["pgrep", "-P", str(process.pid), "-f", "autolog.sender"], capture_output=True, text=True, check=False
+        ).stdout.split()
+        assert sender
+        for pid in sender:
+            os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.8)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (run,) = place.runs()
+    assert place.history(run, "loss") == [(step, step / 2) for step in range(3000)]
+    assert run.info.status == "FINISHED"
+
+
+def test_sigkill_of_both_is_mended_by_sync(place: Place) -> None:
+    process = place.start(place.script(LOOP))
+    assert process.stdout.readline() == "going\n"
+    time.sleep(0.3)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    process.send_signal(signal.SIGKILL)
+    for pid in children.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    process.wait()
+    assert len(place.spools()) == 1
+    # Twice at once: one of them delivers.
+    both = [place.start("-m", "autolog", "sync") for _ in range(2)]
+    assert [process.wait(60) for process in both].count(0) >= 1
+    (run,) = place.runs()
+    points = place.history(run, "loss")
+    assert points == [(step, step / 2) for step in range(len(points))]
+    assert len(points) >= 200
+    assert run.info.status == "FAILED"
+    assert not place.spools()
+
+
+def test_unreachable_server_harms_nothing_and_sync_delivers_later(place: Place, store_uri: str) -> None:
+    nowhere = "http://127.0.0.1:9"
+    start = time.monotonic()
+    out, err = place.run(
+        place.script(SKLEARN), AUTOLOG_TRACKING_URI=nowhere, AUTOLOG_EXIT_TIMEOUT="3", MLFLOW_HTTP_REQUEST_TIMEOUT="1"
+    )
+    assert time.monotonic() - start < 20
+    assert out == "trained\n"
+    assert "autolog sync" in err
+    assert err.count("cannot be reached") <= 1
+    wait_for(lambda: len(place.spools()) == 1)
+    # The server comes up where the training looked for it: here, the same records with a store that answers.
+    (spool,) = place.spools()
+    stop_senders(spool.parent)
+    with sqlite3.connect(spool) as db:
+        db.execute("UPDATE records SET body = replace(body, ?, ?)", (nowhere, store_uri))
+    place.run("-m", "autolog", "sync")
+    place.run("-m", "autolog", "sync")
+    (run,) = place.runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["alpha"] == "2.0"
+    assert len(place.history(run, "training_r2_score")) == 1
+    assert not place.spools()
+
+
+def stop_senders(folder: Path) -> None:
+    found = subprocess.run(["pgrep", "-f", f"autolog.sender.*{folder}"], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    wait_for(
+        lambda: (
+            subprocess.run(
+                ["pgrep", "-f", f"autolog.sender.*{folder}"], check=False, stdout=subprocess.DEVNULL
+            ).returncode
+        )
+    )
+
+
+class Refuses(http.server.BaseHTTPRequestHandler):
+    """A server that knows nobody."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.send_response(403)
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_refused_credentials_are_said_and_kept(place: Place) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_port}"
+    try:
+        _, err = place.run(place.script(SKLEARN), AUTOLOG_TRACKING_URI=uri, AUTOLOG_EXIT_TIMEOUT="4")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "refuses the credentials" in err
+    assert "autolog sync" in err
+    assert len(place.spools()) == 1
+    stop_senders(place.spools()[0].parent)
+
+
+def test_uncaught_exception_is_failed_with_its_traceback(place: Place) -> None:
+    code = LOOP.replace("100_000", "50") + "    raise ValueError('the user erred')\n"
+    _, err = place.run(place.script(code), code=1)
+    assert err.rstrip().endswith("ValueError: the user erred")
+    (run,) = place.runs()
+    assert run.info.status == "FAILED"
+    client = MlflowClient(tracking_uri=place.store)
+    text = Path(client.download_artifacts(run.info.run_id, "traceback.txt", str(place.folder))).read_text()
+    assert text.rstrip().endswith("ValueError: the user erred")
+
+
+def test_forked_children_neither_record_nor_hang(place: Place) -> None:
+    code = """
+        import os, sys, multiprocessing
+        import autolog
+        autolog.autolog()
+        from sklearn.linear_model import Ridge
+
+        def train(alpha):
+            Ridge(alpha=alpha).fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
+            return alpha
+
+        train(1.0)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(train, [10.0, 20.0]))
+        pid = os.fork()
+        if pid == 0:
+            train(30.0)
+            sys.exit(0)  # With all finalizers, unlike a pool's worker.
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        train(2.0)
+    """
+    out, err = place.run(place.script(code))
+    assert out == "[10.0, 20.0]\n0\n"
+    assert err == ""
+    assert sorted(run.data.params["alpha"] for run in place.runs()) == ["1.0", "2.0"]
+    assert {run.info.status for run in place.runs()} == {"FINISHED"}
+
+
+def test_bare_and_recorded_training_are_bit_identical(place: Place) -> None:
+    code = """
+        import pickle, random, sys
+        import numpy as np
+        from sklearn.datasets import load_breast_cancer
+        from sklearn.ensemble import RandomForestClassifier
+        X, y = load_breast_cancer(return_X_y=True)
+        np.random.seed(0); random.seed(0)
+        model = RandomForestClassifier(n_estimators=10).fit(X, y)
+        print(hash(pickle.dumps(model)) and __import__("hashlib").sha256(pickle.dumps(model)).hexdigest())
+        print(np.random.random(), random.random(), model.predict(X).sum())
+    """
+    script = place.script(code)
+    bare = place.run(script)
+    recorded = place.run("-m", "autolog", "run", script)
+    assert recorded == bare
+    assert len(place.runs()) == 1
+
+
+def test_autolog_run_is_python(place: Place) -> None:
+    code = """
+        import sys, os, pickle
+        class Mine: pass
+        if __name__ == "__main__":
+            print(sys.argv, os.getcwd(), pickle.loads(pickle.dumps(Mine())).__class__.__module__)
+            print("PYTHONPATH" in os.environ, [p for p in sys.path if "bootstrap" in p])
+            from sklearn.linear_model import Ridge
+            Ridge(alpha=3.0).fit([[0.0], [1.0]], [0.0, 1.0])
+            def fails(): raise SystemExit(7) if len(sys.argv) > 2 else KeyError("x")
+            fails()
+    """
+    script = place.script(code)
+    bare = place.run(script, "a", code=1)
+    assert place.run("-m", "autolog", "run", script, "a", code=1) == bare
+    place.run("-m", "autolog", "run", script, "a", "b", code=7)
+    assert place.run("-m", "autolog", "run", "-m", "train", "a", code=1)[1].endswith("KeyError: 'x'\n")
+    assert [run.data.params["alpha"] for run in place.runs()] == ["3.0"] * 3
+
+
+def test_autolog_run_refuses_what_it_does_not_know(place: Place) -> None:
+    _, err = place.run("-m", "autolog", "run", "--sender", "pigeon", "x.py", code=2)
+    assert 'sender must be "process" or "thread"' in err
+
+
+def test_status_says_what_is_supported_and_what_waits(place: Place) -> None:
+    out, _ = place.run("-m", "autolog", "status")
+    assert "scikit-learn" in out
+    assert "none" in out
