@@ -9,6 +9,7 @@ from autolog import datasets, guard, models, signature
 from autolog.models import ModelSnapshot
 from autolog.patching import Call
 from flavors.sklearn import post_training
+from flavors.sklearn.model_selection import is_search, record_search
 
 #: Above this many rows, training metrics are computed on an evenly spaced sample, and a tag says so.
 SAMPLE_ROWS = 50_000
@@ -16,12 +17,19 @@ SAMPLE_ROWS = 50_000
 
 def opens_run(call: Call) -> bool:
     """Return whether fitting this estimator alone is a training: transformers are not."""
+    from sklearn.base import is_classifier, is_regressor
+
     estimator = call.instance
     if estimator is None or isinstance(estimator, type):
         return False
-    if hasattr(estimator, "transform"):
-        return hasattr(estimator, "predict") or hasattr(estimator, "fit_predict")
-    return any(hasattr(estimator, name) for name in ("predict", "fit_predict", "score_samples", "kneighbors"))
+    if hasattr(estimator, "predict") or hasattr(estimator, "fit_predict"):
+        return True
+    # Some, such as stacking, cannot say before they are fitted whether they predict; their kind says it.
+    if is_classifier(estimator) or is_regressor(estimator):
+        return True
+    return not hasattr(estimator, "transform") and (
+        hasattr(estimator, "score_samples") or hasattr(estimator, "kneighbors")
+    )
 
 
 def fit(call: Call) -> Generator[None, Any, None]:
@@ -48,14 +56,15 @@ def fit(call: Call) -> Generator[None, Any, None]:
 
     yield
 
-    fitted = estimator
-    predictions = guard.run("predict on the training data", _predictions, fitted, X, y, weight)
+    if is_search(estimator):
+        record_search(run, estimator)
+    predictions = guard.run("predict on the training data", _predictions, estimator, X, y, weight)
     model = None
     if run.config.log_models:
-        snapshot = guard.run("take a snapshot of the model", _snapshot, fitted, X, predictions, run.config)
+        snapshot = guard.run("take a snapshot of the model", _snapshot, estimator, X, predictions, run.config)
         if snapshot is not None:
             model = run.model(snapshot, register=True)
-    post_training.remember(fitted, run, model)
+    post_training.remember(estimator, run, model)
     if predictions is not None and predictions.arrays is not None:
         if predictions.sampled:
             run.tags({"autolog.training_metrics_rows": predictions.sampled})
@@ -84,7 +93,7 @@ def _mark_main(main: set[int], estimator: Any) -> None:
 
 def _params(estimator: Any) -> Mapping[str, Any]:
     if hasattr(estimator, "get_params"):
-        return dict(estimator.get_params(deep=not hasattr(estimator, "cv_results_")))
+        return dict(estimator.get_params(deep=not is_search(estimator)))
     return {}
 
 

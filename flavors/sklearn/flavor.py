@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from autolog import patching, registry
 from autolog.flavor import Flavor
-from flavors.sklearn import estimators, post_training, scores
+from flavors.sklearn import estimators, model_selection, post_training, scores
 
 _FITS = ("fit", "fit_transform", "fit_predict")
 _PREDICTS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
@@ -36,6 +36,7 @@ class SklearnFlavor(Flavor):
             self._patch_family(cls)
         self._catch_later_classes(base.BaseEstimator)
         self.when_imported("sklearn.metrics", self._patch_metrics)
+        self.when_imported("sklearn.model_selection", self._patch_repeats)
 
     def _catch_later_classes(self, base: Any) -> None:
         def init_subclass(cls: Any, /, **kwargs: Any) -> None:
@@ -73,6 +74,17 @@ class SklearnFlavor(Flavor):
         for name in _PREDICTS:
             if name in own:
                 self.wrap_call(cls, name, post_training.predict)
+
+    def _patch_repeats(self, module: ModuleType) -> None:
+        for name in model_selection.REPEATS:
+            self.wrap_training(
+                module,
+                name,
+                model_selection.repeat,
+                opens=model_selection.opens_run,
+                rebind=True,
+                also=("sklearn.model_selection._validation",),
+            )
 
     def _patch_metrics(self, module: ModuleType) -> None:
         replaced: dict[int, tuple[Any, Any]] = {}
