@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 # torch comes first and alone: where the package index offers a build for the CPU, no CUDA packages follow it.
 TORCH := torch==2.13.0
 
-.PHONY: help venv demo
+.PHONY: help venv demo test test-fast lint types bench
 
 help:
 	@echo "make demo    train in four frameworks, rank, register, serve and ask the models"
+	@echo "make test    the tests, fast ones first"
+	@echo "make lint    ruff: rules and format"
+	@echo "make types   mypy, strict"
+	@echo "make bench   bare, mlflow-autolog and MLflow's own autologging side by side (BENCH='sklearn --repeat 5')"
 	@echo "make venv    the environment in $(VENV), with all frameworks"
 
 # -- environment: one stamp for each set of extras; a changed pyproject.toml installs again ---------------------------
@@ -37,3 +41,23 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/python examples/demo.py
 
 # -- checks -----------------------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -x tests/test_architecture.py tests/core
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/core tests/flavors tests/system
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+BENCH ?=
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/bench.py $(BENCH)
