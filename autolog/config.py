@@ -80,6 +80,8 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         if text is not None and text != "" and name not in given:
             values[name] = _read(name, str(item.type), text)
     values.update(given)
+    if "sender" not in values and environ.get("DATABRICKS_RUNTIME_VERSION"):
+        values["sender"] = "thread"  # A notebook's credentials live in its process only.
     for name in ("flavors", "exclude_flavors"):
         if name in values:
             values[name] = _names(name, values[name])

@@ -74,7 +74,7 @@ def is_muted() -> bool:
 def start_thread(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     """Wrap ``threading.Thread.start``: a thread started inside a scope is part of it."""
     scope = current()
-    if scope is not None:
+    if scope is not None and not instance.name.startswith("autolog-"):
         _inherited[instance] = scope
     return wrapped(*args, **kwargs)
 

@@ -56,6 +56,7 @@ class Writer:
         self._sender_kind = sender
         self._queue: deque[Record | _Barrier] = deque()
         self._wake = threading.Event()
+        self._urgent = threading.Event()
         self._parked = True
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -83,7 +84,7 @@ class Writer:
 
     def kick(self) -> None:
         """Ask for the next transaction now rather than at the end of the interval."""
-        self._wake.set()
+        self._urgent.set()
 
     def later(self, run: str, what: str, job: Job) -> None:
         """Run `job` on the worker thread, in order, and note the records that it returns.
@@ -121,7 +122,7 @@ class Writer:
         barrier = _Barrier()
         self._queue.append(barrier)
         self._start()
-        self._wake.set()
+        self._urgent.set()
         if not barrier.reached.wait(max(0.0, deadline - time.monotonic())):
             return None
         return barrier.seq
@@ -163,6 +164,7 @@ class Writer:
             return
         self.closing.set()
         self._wake.set()
+        self._urgent.set()
         if self._thread is not None:
             self._thread.join(2.0)
         if self._sender_thread is not None:
@@ -198,6 +200,11 @@ class Writer:
                     self._wake.wait()
             self._parked = False
             self._wake.clear()
+            if not self.closing.is_set():
+                # Also after parking: a thread that has just begun to train should not have to share the interpreter
+                # with us at once, and most short fits end, and ask for it, before the interval does.
+                self._urgent.wait(INTERVAL)
+            self._urgent.clear()
             self._take(backlog)
             stored = guard.attempt(self._store, spool, backlog)
             if stored.error is not None:
@@ -215,8 +222,6 @@ class Writer:
                 backlog.clear()
                 self._ensure_sender()
                 self._poke_sender()
-            if not self.closing.is_set():
-                self._wake.wait(INTERVAL)
         if self._poke is not None:
             guard.attempt(self._poke.close)
         if self._process is not None:

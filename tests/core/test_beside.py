@@ -160,6 +160,23 @@ def test_runs_in_threads_are_separate_and_complete(recorder) -> None:
     assert len({model.source_run_id for model in recorder.models()}) == len(alphas)
 
 
+def test_users_logging_neither_fails_nor_loses_beside_ours_on_one_sqlite_file(here) -> None:
+    from autolog import runtime
+
+    here.start()
+    ours = runtime.open_run("torch")
+    for step in range(20_000):
+        ours.metrics({"ours": step / 3}, step=step)
+    with mlflow.start_run() as mine:
+        for step in range(60):
+            mlflow.log_metric("theirs", step / 7, step=step)
+    ours.end()
+    runtime.closed(ours)
+    by_key = {"theirs" if run.info.run_id == mine.info.run_id else "ours": run for run in here.runs()}
+    assert here.history(by_key["theirs"], "theirs") == [(step, step / 7) for step in range(60)]
+    assert here.history(by_key["ours"], "ours") == [(step, step / 3) for step in range(20_000)]
+
+
 def test_enabling_twice_records_once(recorder) -> None:
     recorder.start()
     recorder.start()

@@ -228,11 +228,11 @@ def stop_senders(folder: Path) -> None:
 class Refuses(http.server.BaseHTTPRequestHandler):
     """A server that knows nobody."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(403)
         self.end_headers()
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_GET
 
     def log_message(self, *args: object) -> None:
         pass
