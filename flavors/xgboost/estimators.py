@@ -159,7 +159,7 @@ def _say_finished(made: Fitting, form: _Form | None) -> None:
     booster = guard.attempt(estimator.get_booster).value
 
     def model(raw: Any) -> ModelSnapshot:
-        if form is not None and form.portable:
+        if form is not None and form.portable and raw is not None:
             return form.pack(raw)
         inputs, example = (form.signature, form.example) if form is not None else (None, None)
         return snapshots.pickled_snapshot(estimator, inputs, example)

@@ -695,6 +695,29 @@ def test_checkpoints_by_time_are_taken_while_it_trains(recorder, matrices):
     assert {step: load(recorder, model).num_boosted_rounds() for step, model in found.items()} == {2: 3, 4: 5}
 
 
+def test_checkpoints_against_sudden_death_go_once_the_slices_are_there(recorder, matrices, monkeypatch):
+    dtrain, _ = matrices
+    monkeypatch.setattr("autolog.checkpoints.AUTO_SECONDS", 0.0)
+    monkeypatch.setattr("autolog.checkpoints.AUTO_SHARE", 0.0)
+    recorder.start(checkpoints=autolog.Checkpoints(every="3 rounds", keep_last=1, keep_best=0))
+    xgb.train(PARAMS, dtrain, 8, evals=[(dtrain, "train")], verbose_eval=False)
+    assert {step_of(recorder, model): model.name for model in recorder.models()} == {5: "checkpoint", 7: "model"}
+    assert [step for step, _ in recorder.history(recorder.run(), "train-logloss")] == list(range(8))
+
+
+def test_what_is_switched_off_is_not_recorded(recorder, matrices, cancer):
+    X, y = cancer
+    dtrain, _ = matrices
+    recorder.start(log_models=False, log_datasets=False)
+    xgb.train(PARAMS, dtrain, 3, evals=[(dtrain, "train")], early_stopping_rounds=2, verbose_eval=False)
+    xgb.XGBClassifier(n_estimators=3, n_jobs=1).fit(X, y, eval_set=[(X, y)], verbose=False)
+    runs = recorder.runs()
+    assert [len(run.inputs.dataset_inputs) for run in runs] == [0, 0]
+    assert runs[0].data.metrics["best_iteration"] == 2
+    assert len(recorder.history(runs[1], "validation_0-logloss")) == 3
+    assert recorder.models() == []
+
+
 # -- xgboost.cv -------------------------------------------------------------------------------------------------------
 
 
