@@ -104,7 +104,7 @@ class Delivery:
     def close_open(self) -> None:
         """Close what the dead training process left open: models and runs as FAILED, the user's own runs untouched."""
         for key, known in self._spool.keys("model:").items():
-            if known.remote and known.detail.get("state") == "declared":
+            if known.remote and known.detail.get("state") in ("created", "declared"):
                 client = self._clients_for(known.detail)
                 self._refusable(key, client.finalize_logged_model, known.remote, LoggedModelStatus.FAILED)
                 self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "failed"})
@@ -192,37 +192,46 @@ class Delivery:
 
     def _declare_model(self, record: DeclareModel) -> None:
         key = f"model:{record.model}"
-        if (known := self._spool.lookup(key)) and known.remote:
+        known = self._spool.lookup(key)
+        if known is not None and known.remote and known.detail["state"] != "created":
             return
-        client, run_id, detail = self._where(record.run)
-        experiment_id = detail["experiment_id"]
-        model = None
-        if not self._spool.claim(key, self._me):
+        client, run_id, run = self._where(record.run)
+        # Created, bound, linked to its run: after a death in between, what was done is looked up, not done again.
+        # The store refuses to link twice.
+        again = not self._spool.claim(key, self._me)
+        if known is None or known.remote is None:
+            model = self._create_model(client, record, run_id, run["experiment_id"], look_up=again)
+            detail = {
+                "uri": run["uri"],
+                "run_id": run_id,
+                "state": "created",
+                "register_as": record.register_as or "",
+                "artifacts": model.artifact_location,
+            }
+            self._spool.bind(key, model.model_id, self._me, detail)
+            model_id = model.model_id
+        else:
+            model_id, detail = known.remote, known.detail
+        linked = again and any(output.model_id == model_id for output in client.get_run(run_id).outputs.model_outputs)
+        if not linked:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
+        self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
+
+    def _create_model(
+        self, client: MlflowClient, record: DeclareModel, run_id: str, experiment_id: str, *, look_up: bool
+    ) -> Any:
+        if look_up:
             found = client.search_logged_models(
                 [experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{record.model}'", max_results=1
             )
-            model = found[0] if found else None
-        if model is None:
-            model = client.create_logged_model(
-                experiment_id,
-                name=record.name,
-                source_run_id=run_id,
-                params={clean_key(k): _cut(v, PARAM_LIMIT) for k, v in record.params.items()},
-                tags={**record.tags, MODEL_KEY: record.model},
-            )
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.step)])
-        self._spool.bind(
-            key,
-            model.model_id,
-            self._me,
-            {
-                "uri": detail["uri"],
-                "run_id": run_id,
-                "state": "declared",
-                "name": record.name,
-                "register_as": record.register_as or "",
-                "artifacts": model.artifact_location,
-            },
+            if found:
+                return found[0]
+        return client.create_logged_model(
+            experiment_id,
+            name=record.name,
+            source_run_id=run_id,
+            params={clean_key(k): _cut(v, PARAM_LIMIT) for k, v in record.params.items()},
+            tags={**record.tags, MODEL_KEY: record.model},
         )
 
     def _model_files(self, record: ModelFiles) -> None:
@@ -307,8 +316,11 @@ class Delivery:
 
     def _metrics(self, record: Points) -> Iterable[Metric]:
         model = self._spool.lookup(f"model:{record.model}") if record.model else None
+        _, run_id, detail = self._where(record.run)
         name, digest = record.dataset or (None, None)
-        _, run_id, _ = self._where(record.run)
+        if detail["uri"].startswith("file:"):
+            # MLflow's file store reads a metric that is linked to a dataset back as one of step 0.
+            name = digest = None
         for key, value in record.values.items():
             yield Metric(
                 key=clean_key(key),

@@ -60,9 +60,9 @@ def test_long_parameter_is_cut_and_kept_whole_as_mlflow_10512_asks(recorder, run
     assert json.loads(Path(path).read_text()) == {"long": "x" * 50_000}
 
 
-def test_ten_thousand_parameters(recorder, run) -> None:
-    run.params({f"p{i}": i for i in range(10_000)})
-    assert len(finished(recorder, run).data.params) == 10_000
+def test_more_parameters_than_a_batch_takes(recorder, run) -> None:
+    run.params({f"p{i}": i for i in range(1_234)})  # MLflow needs 20 s for 10,000, and ours come whole all the same.
+    assert finished(recorder, run).data.params == {f"p{i}": str(i) for i in range(1_234)}
 
 
 def test_secrets_are_not_recorded(recorder, run) -> None:
