@@ -1,0 +1,122 @@
+"""Which optimizers there are, whose parameters they train, and which training they belong to.
+
+Optimizers are known by identity and weakly: nothing is put on them, and nothing keeps them alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from flavors.torch.training import Root, Training
+
+_serial = itertools.count(1)
+
+
+class Entry:
+    """One optimizer.
+
+    serial: counts optimizers in the order in which they were made.
+    module: the module whose ``parameters()`` it was given, where that is known and alive.
+    steps: how many updates it has made in its training.
+    """
+
+    __slots__ = (
+        "last",
+        "learning_rates",
+        "module",
+        "name",
+        "number",
+        "optimizer",
+        "probe",
+        "refused",
+        "root",
+        "serial",
+        "steps",
+        "thread",
+        "training",
+    )
+
+    def __init__(self, optimizer: Optimizer, module: Module | None, died: Callable[[Entry], None]) -> None:
+        self.serial = next(_serial)
+        self.number = id(optimizer)
+        self.thread = threading.get_ident()
+        self.module = weakref.ref(module) if module is not None else None
+        self.training: Training | None = None
+        self.steps = 0
+        self.refused = False
+        self.name = ""
+        #: Metric name of each parameter group's learning rate.
+        self.learning_rates: list[str] = []
+        #: The whole model that it trains a part of.
+        self.root: Root | None = None
+        #: (values, step, time) of its last update.
+        self.last: tuple[dict[str, Any], int, int] | None = None
+        #: A parameter that gets gradients: None again once they are reset.
+        self.probe: Any = None
+        self.optimizer = weakref.ref(optimizer, lambda _: died(self))
+
+    def parameters(self) -> list[Any]:
+        """Return the tensors that it trains."""
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return []
+        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Registry:
+    """All optimizers of this process that are alive."""
+
+    def __init__(self, died: Callable[[Entry], None]) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._died = died
+
+    def get(self, optimizer: Optimizer) -> Entry | None:
+        """Return what is known of `optimizer`."""
+        entry = self._entries.get(id(optimizer))
+        return entry if entry is not None and entry.optimizer() is optimizer else None
+
+    def add(self, optimizer: Optimizer, module: Module | None = None) -> Entry:
+        """Note that `optimizer` exists; module: the owner of its parameters."""
+        number = id(optimizer)
+
+        def died(entry: Entry) -> None:
+            # A new optimizer may have got the identity of the dead one before this is called.
+            if self._entries.get(number) is entry:
+                del self._entries[number]
+            self._died(entry)
+
+        entry = self._entries[number] = Entry(optimizer, module, died)
+        return entry
+
+    def waiting(self, thread: int) -> list[Entry]:
+        """Return the living optimizers made in `thread` that have not stepped yet, oldest first."""
+        found = [e for e in list(self._entries.values()) if e.thread == thread and e.training is None and not e.refused]
+        return [entry for entry in found if entry.optimizer() is not None]
+
+
+def owner(params: Any) -> Module | None:
+    """Return the module whose ``parameters()`` or ``named_parameters()`` `params` is, not yet begun; else None.
+
+    params: what the user gives to an optimizer; for a list of groups, all of them must be of one module.
+    """
+    import torch
+
+    if isinstance(params, GeneratorType):
+        frame = params.gi_frame
+        if frame is None or frame.f_code.co_name not in ("parameters", "named_parameters", "_named_members"):
+            return None
+        found = frame.f_locals.get("self")
+        return found if isinstance(found, torch.nn.Module) else None
+    if isinstance(params, list | tuple) and params and all(isinstance(group, Mapping) for group in params):
+        owners = {id(found): found for found in (owner(group.get("params")) for group in params)}
+        return next(iter(owners.values())) if len(owners) == 1 else None
+    return None

@@ -1,0 +1,184 @@
+"""What the patches of :mod:`flavors.torch.flavor` call: from backwards and steps to trainings and their runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from autolog import guard, runtime, scope
+from flavors.torch import models
+from flavors.torch.losses import Pending
+from flavors.torch.optimizers import Entry, Registry
+from flavors.torch.sites import find
+from flavors.torch.training import Training
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class Recorder:
+    """All trainings of this process. wrapped_step: the code object that ``Optimizer.profile_hook_step`` runs."""
+
+    def __init__(self, wrapped_step: Any) -> None:
+        import torch
+
+        self._wrapped_step = wrapped_step
+        self._searching = torch.optim.LBFGS
+        self.registry = Registry(self._died)
+        self.pending = Pending()
+        self._trainings: list[Training] = []
+
+    # -- around a step --------------------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Note that a step begins."""
+        pending = self.pending
+        # An optimizer may call another's step, or its base class's; a step that raised has never ended.
+        if pending.depth and not self._is_under_way(pending.stepping):
+            pending.depth = 0
+        if not pending.depth:
+            pending.stepping = id(optimizer)
+            pending.searching = isinstance(optimizer, self._searching)
+        pending.depth += 1
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Record a step that succeeded."""
+        pending = self.pending
+        if pending.depth > 1:
+            pending.depth -= 1
+            return
+        pending.depth = pending.stepping = 0
+        pending.searching = False
+        losses = pending.take()
+        entry = self.registry.get(optimizer)
+        training = entry.training if entry is not None else None
+        if entry is None or training is None or training.ended:
+            entry, training = self._join(optimizer, entry)
+            if entry is None or training is None:
+                return
+        pending.training = training
+        training.record(entry, losses)
+
+    def _is_under_way(self, optimizer: int) -> bool:
+        """Return whether a step of the optimizer with that id is up the stack, besides the one that begins now."""
+        frame: FrameType | None = sys._getframe(1)
+        begun = 0
+        while frame is not None:
+            if frame.f_code is self._wrapped_step:
+                begun += 1
+                args = frame.f_locals.get("args")
+                if begun > 1 and args and id(args[0]) == optimizer:
+                    return True
+            frame = frame.f_back
+        return False
+
+    # -- whose step it is -----------------------------------------------------------------------------------------
+
+    def _join(self, optimizer: Optimizer, entry: Entry | None) -> tuple[Entry | None, Training | None]:
+        """Return the training that `optimizer`'s first step belongs to, opened where it is new.
+
+        Optimizers that existed at a training's first step are part of it (a GAN's two), and so is one that trains the
+        same parameters. Any other begins a training of its own, which ends the one before in this thread.
+        """
+        if scope.current() is not None or (entry is not None and entry.refused):
+            return None, None
+        if entry is None:
+            entry = self.registry.add(optimizer)
+        frame = self._caller(optimizer)
+        if frame is not None:
+            entry.name = find(frame, "step", method=True).name
+        current = self.pending.training
+        if current is not None and not current.ended:
+            if entry.serial <= current.serial or current.trains_part_of(entry):
+                current.add(entry, models.visible(frame))
+                return entry, current
+            current.end("FAILED" if current.failed else "FINISHED")
+        if not self._may_record():
+            entry.refused = True
+            return None, None
+        waiting = self.registry.waiting(threading.get_ident())
+        others = [other for other in waiting if other is not entry]
+        newest = max((other.serial for other in waiting), default=entry.serial)
+        training = Training(runtime.open_run("torch"), max(newest, entry.serial), several=bool(others))
+        self._trainings = [known for known in self._trainings if not known.ended]
+        self._trainings.append(training)
+        training.add(entry, models.visible(frame))
+        return entry, training
+
+    def _caller(self, optimizer: Optimizer) -> FrameType | None:
+        """Return the frame that called the step of `optimizer` which is under way."""
+        frame: FrameType | None = sys._getframe(1)
+        found = None
+        while frame is not None:
+            if frame.f_code is self._wrapped_step:
+                found = frame.f_back
+                args = frame.f_locals.get("args")
+                if args and args[0] is optimizer:
+                    break
+            frame = frame.f_back
+        # A learning rate scheduler wraps the step of its optimizer.
+        if found is not None and found.f_code.co_filename.endswith("lr_scheduler.py"):
+            found = found.f_back
+        return found
+
+    def _may_record(self) -> bool:
+        import torch
+
+        if not runtime.may_record("torch"):
+            return False
+        # Looked at only now: the process group is made after autolog() was called.
+        distributed = torch.distributed
+        return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _died(self, entry: Entry) -> None:
+        """End the training whose last optimizer died; may be called inside a garbage collection, in any thread."""
+        training = entry.training
+        if training is None or training.ended or training.process != os.getpid() or not runtime.enabled:
+            return
+        if any(other.optimizer() is not None for other in training.entries):
+            return
+        if threading.get_ident() == training.thread:
+            guard.run("end the run", self._end, training)
+        else:
+            # Not now: somebody else's code is under way here, perhaps inside one of our own locks.
+            training.run.later("end the run", lambda: self._end(training))
+
+    def _end(self, training: Training) -> None:
+        # A step that raised has never ended.
+        unfinished = self.pending.depth > 0 and any(e.number == self.pending.stepping for e in training.entries)
+        failed = training.failed or unfinished
+        successor = next((e for e in self.registry.waiting(training.thread) if training.trains_part_of(e)), None)
+        if successor is not None:
+            return  # The same parameters go on being trained.
+        error = sys.exc_info()[1]
+        if error is not None and self._raised_in(training, error):
+            training.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
+        else:
+            training.end("FAILED" if failed else "FINISHED")
+
+    def _raised_in(self, training: Training, error: BaseException) -> bool:
+        """Return whether `error`, which is being handled, came through the function that trains."""
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in training.codes:
+                return True
+            trace = trace.tb_next
+        return False
+
+    def finish(self, status: str, error: BaseException | None) -> None:
+        """End every training that is open."""
+        for training in self._trainings:
+            if training.process == os.getpid():
+                training.end(status, error)
+        self._trainings = []
+
+    def finish_adopted(self, run_id: str) -> None:
+        """End the trainings that are recorded in the user's own run `run_id`, which ends now."""
+        for training in self._trainings:
+            if training.run.adopted == run_id:
+                training.end("FINISHED")

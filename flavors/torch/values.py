@@ -1,0 +1,137 @@
+"""Numbers of a step: those on the CPU are read at once, those on a device later, without holding up the training.
+
+Reading a device's value (``.item()``) waits until the device has done all that was asked of it. So a value on a device
+is kept as a tensor, and the worker thread copies many at a time into pinned memory and looks now and then whether the
+copy is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from autolog.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Seconds between two looks at a copy under way.
+_LOOK = 0.001
+
+
+class Later:
+    """The mean of several numbers of which some are on a device: ``factor * mean(parts) / scale``."""
+
+    __slots__ = ("factor", "parts", "scale", "stream")
+
+    def __init__(self, parts: Sequence[Any], factor: float = 1.0, scale: Tensor | None = None) -> None:
+        import torch
+
+        self.parts = list(parts)
+        self.factor = factor
+        self.scale = scale
+        on_cuda = next((part for part in self.parts if isinstance(part, torch.Tensor) and part.is_cuda), None)
+        #: The stream that computes the parts: what is asked of it later sees them complete.
+        self.stream = torch.cuda.current_stream(on_cuda.device) if on_cuda is not None else None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the parts that are still on a device, the scale last."""
+        found = [part for part in self.parts if not isinstance(part, float)]
+        return found if self.scale is None else [*found, self.scale]
+
+    def value(self, read: Sequence[float]) -> float:
+        """Return the number, given what :meth:`tensors` hold."""
+        left = iter(read)
+        numbers = [part if isinstance(part, float) else next(left) for part in self.parts]
+        mean = sum(numbers) / len(numbers) * self.factor
+        return mean if self.scale is None else mean / next(left)
+
+
+class Drain:
+    """The values of one run that are on a device, in the order of their steps."""
+
+    __slots__ = ("_queue", "_run", "_scheduled")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._queue: deque[tuple[dict[str, Any], int, int, str | None]] = deque()
+        self._scheduled = False
+
+    def add(self, values: dict[str, Any], step: int, at: int, model: str | None) -> None:
+        """Record `values` once they can be read; those of type :class:`Later` are replaced by numbers then."""
+        self._queue.append((values, step, at, model))
+        if not self._scheduled:
+            self._scheduled = True
+            self._run.later("read values from the device", self._read)
+
+    def _read(self) -> None:
+        self._scheduled = False  # First: what is added from here on gets a job of its own.
+        items = [self._queue.popleft() for _ in range(len(self._queue))]
+        waiting = [value for values, *_ in items for value in values.values() if isinstance(value, Later)]
+        numbers = read([(tensor, later.stream) for later in waiting for tensor in later.tensors()])
+        at = 0
+        known: dict[int, float] = {}
+        for later in waiting:
+            count = len(later.tensors())
+            known[id(later)] = later.value(numbers[at : at + count])
+            at += count
+        for values, step, when, model in items:
+            for name, value in list(values.items()):
+                if isinstance(value, Later):
+                    values[name] = known[id(value)]
+            self._run.metrics(values, step=step, time=when, model=model)
+
+
+def read(tensors: Sequence[tuple[Tensor, Any]]) -> list[float]:
+    """Return the numbers in 0-dimensional tensors; on the worker thread.
+
+    tensors: each with the CUDA stream that computes it, or None for other devices.
+    """
+    import torch
+
+    found: list[float] = [0.0] * len(tensors)
+    streams: dict[Any, list[int]] = {}
+    for i, (tensor, stream) in enumerate(tensors):
+        if stream is None:
+            found[i] = float(tensor.detach().to("cpu").item())
+        else:
+            streams.setdefault((tensor.device, stream), []).append(i)
+    for (device, stream), indices in streams.items():
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            stacked = torch.stack([tensors[i][0].detach().reshape(()).to(torch.float64) for i in indices])
+            host = torch.empty(len(indices), dtype=torch.float64, pin_memory=True)
+            host.copy_(stacked, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(stream)
+        while not done.query():  # type: ignore[no-untyped-call]
+            time.sleep(_LOOK)
+        for i, number in zip(indices, host.tolist(), strict=True):
+            found[i] = number
+    return found
+
+
+def number(value: Any) -> Any:
+    """Return a Python or tensor number as something to record: a float, or :class:`Later` where a device holds it."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.device.type == "cpu":
+            return float(value.detach().item())
+        return Later([value.detach().clone()])  # A scheduler changes it in place.
+    return float(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a hyper-parameter without tensors; a tensor on a device is only named, since reading it would wait."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.device.type == "cpu" and value.numel() == 1:
+            return value.detach().item()
+        return f"tensor on {value.device}"
+    return value
+
+
+__all__ = ["Drain", "Later", "number", "plain", "read"]
