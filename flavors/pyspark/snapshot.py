@@ -78,7 +78,7 @@ def take(model: Any, frame: Any, consumed: columns.Consumed | None, hold: Hold, 
     taken = [field for field in fields if inputs is not None and field["name"] in inputs]
     output = guard.attempt(_output, model, frame)
     made = None
-    if config.log_model_signatures and output.error is None:
+    if config.log_model_signatures:
         result = [{**output.value, "required": True}] if output.value else None
         specs = columns.specs(taken)
         # A column without a spec would be withheld from the model, so that it could not predict.
@@ -128,10 +128,10 @@ def _output(model: Any, frame: Any) -> dict[str, Any] | None:
     """
     schema = frame._jdf.schema()
     for stage in _flat(model):
-        companion = getattr(stage, "_java_obj", None)
-        if companion is None:
+        if not hasattr(stage, "_to_java"):
             raise LookupError(f"{type(stage).__name__} does not say what columns it makes")
-        schema = companion.transformSchema(schema)
+        # The companion of a transformer that fit had no need to run has not been told its params yet.
+        schema = stage._to_java().transformSchema(schema)
     made = {field["name"]: field["type"] for field in json.loads(schema.json())["fields"]}
     for stage in _flat(model):
         if type(stage).__name__ in _CLUSTERINGS:
