@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autolog import guard, mlmodel
+from autolog import guard, mlmodel, newstore
 from autolog.records import (
     DatasetInput,
     DeclareModel,
@@ -53,7 +53,9 @@ def transient(error: BaseException) -> bool:
     """Return whether trying again later may help: the store is away, busy, full, or refuses the credentials."""
     if isinstance(error, MlflowException):
         return error.get_http_status_code() >= 500 or error.get_http_status_code() in (401, 403, 408, 429)
-    return isinstance(error, OSError)
+    # Under a database URI the store is in this process: it may be locked, full, or not complete yet.
+    raised_by = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or raised_by in ("sqlalchemy", "alembic", "sqlite3")
 
 
 class _Batch:
@@ -76,6 +78,7 @@ class Delivery:
         self._me = f"sender-{os.getpid()}"
         self._clients: dict[str, MlflowClient] = {}
         self._batches: dict[str, _Batch] = {}
+        self._places: dict[str, tuple[MlflowClient, str, dict[str, str]]] = {}
         self._attempted = int(spool.meta("attempted") or 0)
 
     # -- the loop's two calls -------------------------------------------------------------------------------------
@@ -299,6 +302,7 @@ class Delivery:
             return  # The user's own run ends when the user ends it.
         client.set_terminated(run_id, record.status, record.end_time)
         self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "state": "ended"})
+        self._places.pop(record.run, None)
 
     _HANDLERS: dict[type, Callable[[Any, Any], None]] = {
         OpenRun: _open_run,
@@ -383,17 +387,24 @@ class Delivery:
     def _client(self, uri: str) -> MlflowClient:
         client = self._clients.get(uri)
         if client is None:
-            client = self._clients[uri] = MlflowClient(tracking_uri=uri)
+            client = self._clients[uri] = _connect(uri)
         return client
 
     def _clients_for(self, detail: dict[str, str]) -> MlflowClient:
         return self._client(detail["uri"])
 
     def _where(self, run: str) -> tuple[MlflowClient, str, dict[str, str]]:
-        known = self._spool.lookup(f"run:{run}")
-        if known is None or known.remote is None:
-            raise LookupError(f"run {run} was never opened in the store")
-        return self._clients_for(known.detail), known.remote, known.detail
+        """Return the client, the id and what else is known of a run. Asked for every point, so kept while it is open.
+
+        Raises: LookupError for a run that was never opened in the store.
+        """
+        place = self._places.get(run)
+        if place is None:
+            known = self._spool.lookup(f"run:{run}")
+            if known is None or known.remote is None:
+                raise LookupError(f"run {run} was never opened in the store")
+            place = self._places[run] = self._clients_for(known.detail), known.remote, known.detail
+        return place
 
     def _refusable(self, what: str, call: Callable[..., object], *args: object) -> None:
         """Make a call that the store may refuse for good, as for a run that was deleted meanwhile."""
@@ -405,6 +416,18 @@ class Delivery:
 
     def _lost(self, what: str, error: BaseException) -> None:
         self._spool.problem("refused", f"{what} was refused by the store: {_short(error)}")
+
+
+def _connect(uri: str) -> MlflowClient:
+    newstore.make_ready(uri, _create_sqlite_store)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _create_sqlite_store(uri: str) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
 
 
 def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> str:
@@ -430,8 +453,8 @@ def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
     claimant = f"{OWNER}{os.getpid()}"
     if not spool.claim(key, claimant):
         return None
-    client = MlflowClient(tracking_uri=absolute_uri(record.tracking_uri, record.cwd))
-    made = guard.attempt(open_remote, spool, client, record, claimant)
+    client = guard.attempt(_connect, absolute_uri(record.tracking_uri, record.cwd))
+    made = guard.attempt(open_remote, spool, client.value, record, claimant) if client.value is not None else client
     if made.error is not None:
         spool.unclaim(key)
         raise made.error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +69,30 @@ class Flavor:
         """Wrap ``owner.name`` as a call to look at: see :func:`autolog.patching.observing`."""
         patching.install(self._stack, owner, name, patching.observing(self.name, hook), rebind=rebind, also=also)
 
+    def follow_subclasses(self, base: Any, patch: Callable[[type], object]) -> None:
+        """Call `patch` with every subclass of `base`: those that exist, and while patched those defined later.
+
+        By ``__init_subclass__`` of `base`, after the class's own chain of it has run.
+        """
+
+        def init_subclass(cls: Any, /, **kwargs: Any) -> None:
+            super(base, cls).__init_subclass__(**kwargs)
+            if self.patched:
+                patch(cls)
+
+        for cls in _subclasses(base):
+            patch(cls)
+        original = vars(base).get("__init_subclass__")
+        base.__init_subclass__ = classmethod(init_subclass)
+
+        def undo() -> None:
+            if original is not None:
+                base.__init_subclass__ = original
+            else:
+                del base.__init_subclass__
+
+        self.on_unpatch(undo)
+
     def when_imported(self, module: str, patch: Callable[[ModuleType], object]) -> None:
         """Call `patch` with a submodule of the framework now, or when it is imported while patched."""
         imports.when_imported(module, patch)
@@ -77,3 +101,9 @@ class Flavor:
     def on_unpatch(self, undo: Callable[..., object], *args: Any) -> None:
         """Have `undo` called by :meth:`unpatch`, last registered first."""
         self._stack.callback(undo, *args)
+
+
+def _subclasses(cls: Any) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

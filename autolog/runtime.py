@@ -70,7 +70,8 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None)
     from autolog.run import Run
 
     global _last
-    active = None if parent is not None or config.exclusive else beside.active_run()
+    by_flavor = parent is not None
+    active = None if by_flavor or config.exclusive else beside.active_run()
     opening: dict[str, Any] = {
         "tracking_uri": config.tracking_uri or beside.tracking_uri(),
         "experiment": config.experiment,
@@ -94,7 +95,7 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None)
     run.tags({"mlflow.autologging": flavor, **config.extra_tags})
     main_file = beside.source_name()
     run.tags({"mlflow.source.name": main_file, "mlflow.source.type": "LOCAL"})
-    if parent is None or parent.adopted:
+    if not by_flavor:
         run.later("read the git commit", lambda: _context(run, main_file))
         _open[run.key] = (run, threading.get_ident())
         _last = run

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from autolog import datasets, guard, models, signature
+from autolog import datasets, guard, models, predictions, signature
 from autolog.models import ModelSnapshot
 from autolog.patching import Call
-from flavors.sklearn import post_training
 from flavors.sklearn.model_selection import is_search, record_search
 
 #: Above this many rows, training metrics are computed on an evenly spaced sample, and a tag says so.
@@ -58,17 +57,17 @@ def fit(call: Call) -> Generator[None, Any, None]:
 
     if is_search(estimator):
         record_search(run, estimator)
-    predictions = guard.run("predict on the training data", _predictions, estimator, X, y, weight)
+    predicted = guard.run("predict on the training data", _predict_training_data, estimator, X, y, weight)
     model = None
     if run.config.log_models:
-        snapshot = guard.run("take a snapshot of the model", _snapshot, estimator, X, predictions, run.config)
+        snapshot = guard.run("take a snapshot of the model", _snapshot, estimator, X, predicted, run.config)
         if snapshot is not None:
             model = run.model(snapshot, register=True)
-    post_training.remember(estimator, run, model)
-    if predictions is not None and predictions.arrays is not None:
-        if predictions.sampled:
-            run.tags({"autolog.training_metrics_rows": predictions.sampled})
-        run.derive(predictions.kind, predictions.arrays, model=model, dataset=dataset)
+    predictions.remember(estimator, run, model)
+    if predicted is not None and predicted.arrays is not None:
+        if predicted.sampled:
+            run.tags({"autolog.training_metrics_rows": predicted.sampled})
+        run.derive(predicted.kind, predicted.arrays, model=model, dataset=dataset)
 
 
 def _data(call: Call) -> tuple[Any, Any, Any]:
@@ -97,7 +96,7 @@ def _params(estimator: Any) -> Mapping[str, Any]:
     return {}
 
 
-class Predictions:
+class Predicted:
     """What the estimator says about its training data, ready for :mod:`flavors.sklearn.scores`."""
 
     __slots__ = ("arrays", "kind", "output", "sampled")
@@ -109,7 +108,7 @@ class Predictions:
         self.sampled = sampled
 
 
-def _predictions(estimator: Any, X: Any, y: Any, weight: Any) -> Predictions | None:
+def _predict_training_data(estimator: Any, X: Any, y: Any, weight: Any) -> Predicted | None:
     """Predict on the training data: two passes for classifiers, one for others; None without ``predict``."""
     import numpy as np
     from sklearn.base import is_classifier, is_regressor
@@ -119,7 +118,7 @@ def _predictions(estimator: Any, X: Any, y: Any, weight: Any) -> Predictions | N
     X, y, weight, sampled = _sample(X, y, weight)
     output = estimator.predict(X)
     if y is None or not (is_classifier(estimator) or is_regressor(estimator)):
-        return Predictions("", None, output, sampled)
+        return Predicted("", None, output, sampled)
     arrays = {"y_true": np.array(y), "y_pred": np.asarray(output)}
     if weight is not None:
         arrays["sample_weight"] = np.array(weight)
@@ -133,7 +132,7 @@ def _predictions(estimator: Any, X: Any, y: Any, weight: Any) -> Predictions | N
                 arrays["classes"] = np.asarray(estimator.classes_)
     # Object arrays would need a pickle on their way to the sender.
     arrays = {name: values.astype(str) if values.dtype == object else values for name, values in arrays.items()}
-    return Predictions(kind, arrays, output, sampled)
+    return Predicted(kind, arrays, output, sampled)
 
 
 def _sample(X: Any, y: Any, weight: Any) -> tuple[Any, Any, Any, int]:
@@ -148,14 +147,14 @@ def _sample(X: Any, y: Any, weight: Any) -> tuple[Any, Any, Any, int]:
     return _safe_indexing(X, index), y, weight, SAMPLE_ROWS
 
 
-def _snapshot(estimator: Any, X: Any, predictions: Predictions | None, config: Any) -> ModelSnapshot:
+def _snapshot(estimator: Any, X: Any, predicted: Predicted | None, config: Any) -> ModelSnapshot:
     """Take the estimator's bytes and signature, as ``mlflow.sklearn.save_model`` with cloudpickle lays them out."""
     import sklearn
 
     data = models.dumps(estimator)
     made = None
     if config.log_model_signatures:
-        outputs = signature.schema(predictions.output) if predictions is not None else None
+        outputs = signature.schema(predicted.output) if predicted is not None else None
         made = signature.signature(signature.schema(X), outputs)
     predicts = hasattr(estimator, "predict")
     return ModelSnapshot(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from autolog import patching, registry
+from autolog import patching, predictions, registry
 from autolog.flavor import Flavor
 from flavors.sklearn import estimators, model_selection, post_training, scores
 
@@ -32,30 +31,9 @@ class SklearnFlavor(Flavor):
         from sklearn import base
 
         self._seen: set[type] = {object, base.BaseEstimator}
-        for cls in _subclasses(base.BaseEstimator):
-            self._patch_family(cls)
-        self._catch_later_classes(base.BaseEstimator)
+        self.follow_subclasses(base.BaseEstimator, self._patch_family)
         self.when_imported("sklearn.metrics", self._patch_metrics)
         self.when_imported("sklearn.model_selection", self._patch_repeats)
-
-    def _catch_later_classes(self, base: Any) -> None:
-        def init_subclass(cls: Any, /, **kwargs: Any) -> None:
-            super(base, cls).__init_subclass__(**kwargs)
-            if self.patched:
-                # The class's own __init_subclass__ chain has run; its body is complete.
-                self._patch_family(cls)
-
-        had = "__init_subclass__" in vars(base)
-        original = vars(base).get("__init_subclass__")
-        base.__init_subclass__ = classmethod(init_subclass)
-
-        def undo() -> None:
-            if had:
-                base.__init_subclass__ = original
-            else:
-                del base.__init_subclass__
-
-        self.on_unpatch(undo)
 
     def _patch_family(self, cls: type) -> None:
         # Mixins that are no estimators themselves define fit_transform, fit_predict and many a predict.
@@ -73,7 +51,7 @@ class SklearnFlavor(Flavor):
                 self.wrap_training(cls, name, estimators.fit, opens=estimators.opens_run)
         for name in _PREDICTS:
             if name in own:
-                self.wrap_call(cls, name, post_training.predict)
+                self.wrap_call(cls, name, predictions.predict)
 
     def _patch_repeats(self, module: ModuleType) -> None:
         for name in model_selection.REPEATS:
@@ -99,7 +77,7 @@ class SklearnFlavor(Flavor):
             for home in homes:
                 # Both names must lead to one wrapper, or it could not be pickled by reference.
                 if home is module:
-                    self.wrap_call(module, name, post_training.metric)
+                    self.wrap_call(module, name, predictions.metric)
                 else:
                     made = vars(module)[name]
                     setattr(home, name, made)
@@ -112,12 +90,6 @@ class SklearnFlavor(Flavor):
     def derive(self, what: str, blob: Path) -> dict[str, float]:
         """Compute training metrics; see :mod:`flavors.sklearn.scores`."""
         return scores.derive(what, blob)
-
-
-def _subclasses(cls: Any) -> Iterator[type]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
 
 
 def _claimed_elsewhere(cls: type) -> bool:

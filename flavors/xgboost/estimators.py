@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from autolog import datasets, guard, signature
+from autolog import datasets, guard, predictions, signature
 from autolog.models import ModelSnapshot
 from autolog.patching import Call, TrainingFailed
 from autolog.run import Run
@@ -165,8 +165,11 @@ def _say_finished(made: Fitting, form: _Form | None) -> None:
         return snapshots.pickled_snapshot(estimator, inputs, example)
 
     if rounds is not None and made.trainings == 1 and booster is not None:
-        outcome.say_finished(rounds, booster, model, rounds.best_step(booster))
+        key = outcome.say_finished(rounds, booster, model, rounds.best_step(booster))
     elif made.run.config.log_models:
         # Nothing that was recorded can be said to be this model's.
         raw = booster.save_raw("ubj") if booster is not None else None
-        made.run.model(model(raw), register=True)
+        key = made.run.model(model(raw), register=True)
+    else:
+        key = None
+    predictions.remember(estimator, made.run, key)

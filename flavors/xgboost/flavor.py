@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from autolog import predictions
 from autolog.flavor import Flavor
 from flavors.xgboost import estimators, training
 
@@ -42,9 +42,9 @@ class XGBoostFlavor(Flavor):
         if base is None:
             return
         self._seen: set[type] = set()
-        for cls in (base, *_subclasses(base)):
-            self._patch_class(cls)
-        self._catch_later_classes(base)
+        self._patch_class(base)
+        # The user's own subclasses, too: what their fit does after ``super().fit()`` is part of the model.
+        self.follow_subclasses(base, self._patch_class)
 
     def _patch_class(self, cls: type) -> None:
         if cls in self._seen or cls.__module__.startswith("xgboost.dask"):
@@ -55,28 +55,6 @@ class XGBoostFlavor(Flavor):
             self.wrap_training(
                 cls, "fit", estimators.fit, opens=training.is_first_rank, joins=estimators.belongs_to_run
             )
-
-    def _catch_later_classes(self, base: Any) -> None:
-        """Patch the user's own subclasses, too: what their fit does after ``super().fit()`` is part of the model."""
-
-        def init_subclass(cls: Any, /, **kwargs: Any) -> None:
-            super(base, cls).__init_subclass__(**kwargs)
-            if self.patched:
-                self._patch_class(cls)
-
-        original = vars(base).get("__init_subclass__")
-        base.__init_subclass__ = classmethod(init_subclass)
-
-        def undo() -> None:
-            if original is not None:
-                base.__init_subclass__ = original
-            else:
-                del base.__init_subclass__
-
-        self.on_unpatch(undo)
-
-
-def _subclasses(cls: Any) -> Iterator[type]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+        for name in ("predict", "predict_proba"):
+            if name in vars(cls):
+                self.wrap_call(cls, name, predictions.predict)

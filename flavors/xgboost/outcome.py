@@ -13,8 +13,8 @@ from flavors.xgboost.rounds import Rounds
 from flavors.xgboost.snapshots import Pack
 
 
-def say_finished(rounds: Rounds, booster: Any, make: Callable[[Any], ModelSnapshot], step: int | None) -> None:
-    """Record the model of a training that ended well, and how early stopping ended it.
+def say_finished(rounds: Rounds, booster: Any, make: Callable[[Any], ModelSnapshot], step: int | None) -> str | None:
+    """Record the model of a training that ended well, and how early stopping ended it; return the model's key.
 
     make: makes the model of the booster's UBJSON bytes.
     step: the round whose metrics are the model's, because it predicts with the rounds up to that one; None where the
@@ -26,6 +26,7 @@ def say_finished(rounds: Rounds, booster: Any, make: Callable[[Any], ModelSnapsh
     stopping = rounds.stopping(booster)
     if stopping:
         run.metrics(stopping, model=model)
+    return model
 
 
 def _save(rounds: Rounds, booster: Any, make: Callable[[Any], ModelSnapshot], step: int | None) -> str:

@@ -75,9 +75,9 @@ def of_estimator(estimator: Any) -> dict[str, Any]:
     """
     state = getattr(estimator, "random_state", None)
     if hasattr(state, "randint") or hasattr(state, "integers"):
-        estimator = copy.copy(estimator)
-        estimator.random_state = None
-        return {name: text(value) for name, value in {**estimator.get_params(), "random_state": state}.items()}
+        double = copy.copy(estimator)
+        double.random_state = None
+        return {name: text(value) for name, value in {**double.get_params(), "random_state": state}.items()}
     return {name: text(value) for name, value in estimator.get_params().items()}
 
 

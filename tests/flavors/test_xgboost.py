@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import LabelEncoder, StandardScaler
@@ -776,3 +777,16 @@ assert autolog.flush(60)
     assert first.data.tags["mlflow.autologging"] == second.data.tags["mlflow.autologging"] == "xgboost"
     assert first.data.tags["estimator_name"] == "XGBRegressor"
     assert len(recorder.models()) == 2
+
+
+def test_metric_on_an_estimators_predictions_is_linked_to_its_model(recorder):
+    X, y = load_breast_cancer(return_X_y=True)
+    recorder.start()
+    model = xgb.XGBClassifier(n_estimators=3).fit(X[:400], y[:400])
+    held_out = X[400:]
+    predicted = model.predict(held_out)
+    value = accuracy_score(y[400:], predicted)
+    run = recorder.run()
+    assert recorder.history(run, "accuracy_score_held_out") == [(0, value)]
+    (logged,) = recorder.models()
+    assert {metric.key: metric.value for metric in logged.metrics}["accuracy_score_held_out"] == value
