@@ -105,8 +105,8 @@ def info(estimator: Any, named: Mapping[str, str], extra: ParamMap | None = None
     if is_pipeline(estimator) or is_search(estimator) or _nested(estimator, extra):
         made["hierarchy"] = _hierarchy(estimator, named, extra)
     for stage in walk(estimator, extra):
-        if is_search(stage):
-            tuned = param_values(stage, extra)["estimator"]
+        tuned = param_values(stage, extra).get("estimator") if is_search(stage) else None
+        if tuned is not None:
             made[named[stage.uid]] = {
                 "tuning_parameter_map_list": tuning_maps(stage, named, extra),
                 "tuned_estimator_parameter_map": params(tuned, named, extra, prefix=named[tuned.uid] + "."),
