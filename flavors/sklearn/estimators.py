@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import copy
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from autolog import datasets, guard, models, predictions, signature
@@ -90,10 +91,29 @@ def _mark_main(main: set[int], estimator: Any) -> None:
         main.add(id(estimator))
 
 
-def _params(estimator: Any) -> Mapping[str, Any]:
-    if hasattr(estimator, "get_params"):
-        return dict(estimator.get_params(deep=not is_search(estimator)))
-    return {}
+def _params(estimator: Any) -> Mapping[str, str]:
+    if not hasattr(estimator, "get_params"):
+        return {}
+    # Some estimators (XGBoost's) draw from their random state when asked for it, which would change the training.
+    before = [(holder, copy.deepcopy(holder.state)) for holder in _bit_generators(estimator, 0)]
+    try:
+        values = estimator.get_params(deep=not is_search(estimator))
+        return {name: str(value) for name, value in values.items()}  # The text of an estimator asks again.
+    finally:
+        for holder, state in before:
+            holder.state = state
+
+
+def _bit_generators(value: Any, depth: int) -> Iterator[Any]:
+    """Yield the numpy bit generators that an estimator and those inside it hold as parameters."""
+    generator = getattr(value, "_bit_generator", None) or getattr(value, "bit_generator", None)
+    if generator is not None and hasattr(generator, "state"):
+        yield generator
+    elif depth < 5:
+        inside = value if isinstance(value, list | tuple) else vars(value).values() if hasattr(value, "fit") else ()
+        for each in inside:
+            if isinstance(each, list | tuple) or not isinstance(each, str | int | float | type(None)):
+                yield from _bit_generators(each, depth + 1)
 
 
 class Predicted:

@@ -284,3 +284,34 @@ def test_nothing_of_ours_is_on_the_estimator(recorder, iris):
     assert repr(recorded) == repr(bare)
     np.testing.assert_array_equal(recorded.coef_, bare.coef_)
     autolog.disable()
+
+
+class DrawsWhenAsked(Majority):
+    """As XGBoost's estimators do where random_state is a generator."""
+
+    def __init__(self, random_state=None):
+        self.random_state = random_state
+
+    def get_params(self, deep=True):
+        return {"random_state": self.random_state.randint(1000)}
+
+
+def test_random_state_is_not_consumed_by_asking_for_parameters(recorder, iris):
+    bare, recorded = np.random.RandomState(0), np.random.RandomState(0)
+    make_pipeline(StandardScaler(), DrawsWhenAsked(bare)).fit(*iris)
+    recorder.start()
+    make_pipeline(StandardScaler(), DrawsWhenAsked(recorded)).fit(*iris)
+    recorder.run()
+    assert recorded.randint(2**30) == bare.randint(2**30)
+
+
+def test_large_data_is_scored_on_a_sample_and_a_tag_says_so(recorder):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60_000, 2))
+    y = (X[:, 0] > 0).astype(int)
+    recorder.start()
+    model = LogisticRegression().fit(X, y)
+    run = recorder.run()
+    assert run.data.tags["autolog.training_metrics_rows"] == "50000"
+    index = np.linspace(0, 59_999, 50_000).astype(int)
+    assert run.data.metrics["training_accuracy_score"] == model.score(X[index], y[index])
