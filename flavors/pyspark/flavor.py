@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
@@ -43,23 +42,9 @@ class PySparkFlavor(Flavor):
         self._patch_family(module.Evaluator, "evaluate")
 
     def _patch_family(self, base: Any, name: str) -> None:
-        """Patch method `name` of `base`, of its subclasses that override it, and of those defined later."""
-        for cls in (base, *_subclasses(base)):
-            self._patch_class(cls, name)
-        original = vars(base).get("__init_subclass__")
-
-        def init_subclass(cls: Any, /, **kwargs: Any) -> None:
-            if original is None:
-                super(base, cls).__init_subclass__(**kwargs)
-            else:
-                original.__get__(None, cls)(**kwargs)
-            self._patch_class(cls, name)
-
-        base.__init_subclass__ = classmethod(init_subclass)
-        if original is None:
-            self.on_unpatch(delattr, base, "__init_subclass__")
-        else:
-            self.on_unpatch(setattr, base, "__init_subclass__", original)
+        """Patch method `name` of `base`, and of its subclasses that override it."""
+        self._patch_class(base, name)
+        self.follow_subclasses(base, partial(self._patch_class, name=name))
 
     def _patch_class(self, cls: type, name: str) -> None:
         if (cls, name) in self._seen or not hasattr(vars(cls).get(name), "__get__"):
@@ -73,9 +58,3 @@ _WRAP = {
     "transform": partial(Flavor.wrap_call, hook=post_training.transform),
     "evaluate": partial(Flavor.wrap_call, hook=post_training.evaluate),
 }
-
-
-def _subclasses(cls: Any) -> Iterator[Any]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
