@@ -257,31 +257,31 @@ def flush(timeout: float = 30.0) -> bool:
     return done
 
 
-_said_problems = 0
-
-
-def _say_problems() -> None:
-    """Repeat, once each, what the sender could not do."""
-    global _said_problems
+def _problems(kind: str) -> list[str]:
+    """Return what the sender says that it could not do, of one kind: "store" or "refused"."""
     writer = runtime.writer
     if writer is None or writer.folder is None or not (writer.folder / "spool.db").exists():
-        return
+        return []
     from autolog.spool import Spool
 
     spool = Spool(writer.folder)
     try:
-        for seq, kind, message in spool.problems(after=_said_problems):
-            _said_problems = seq
-            if kind == "store":
-                guard.logger().warning(
-                    "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as "
-                    "soon as the store answers, or later with: autolog sync",
-                    message,
-                )
-            else:
-                guard.logger().warning("mlflow-autolog: %s. Everything else is recorded.", message)
+        return [message for _, found, message in spool.problems() if found == kind]
     finally:
         spool.close()
+
+
+def _say_problems() -> None:
+    """Repeat, once each, what the sender could not do."""
+    for message in _problems("store"):
+        guard.say_once(
+            message,
+            "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as soon as "
+            "the store answers, or later with: autolog sync",
+            message,
+        )
+    for message in _problems("refused"):
+        guard.say_once(message, "mlflow-autolog: %s. Everything else is recorded.", message)
 
 
 def remote_id(run: Run, timeout: float) -> str | None:
@@ -352,14 +352,12 @@ def status() -> dict[str, Any]:
     """
     writer = runtime.writer
     backlog = 0
-    problems: list[str] = []
     if writer is not None and writer.folder is not None and (writer.folder / "spool.db").exists():
         from autolog.spool import Spool
 
         spool = Spool(writer.folder)
         try:
             backlog = spool.backlog()
-            problems = [message for _, _, message in spool.problems()]
         finally:
             spool.close()
     patched = {flavor.name for flavor in registry.loaded() if flavor.patched}
@@ -376,7 +374,7 @@ def status() -> dict[str, Any]:
         },
         "writer": writer.snapshot() if writer is not None else None,
         "backlog": backlog,
-        "problems": problems,
+        "problems": _problems("store") + _problems("refused"),
         "errors": [f"could not {what}: {type(error).__name__}: {error}" for what, error in guard.swallowed],
     }
 
@@ -397,15 +395,18 @@ def _at_exit() -> None:
     writer = runtime.writer
     if writer is None:
         return
-    done = guard.attempt(flush, runtime.config.exit_timeout)
-    guard.attempt(writer.close)
-    if done.error is not None or not done.value:
+    done = guard.attempt(writer.flush, runtime.config.exit_timeout)
+    if done.value:
+        guard.attempt(_say_problems)
+    else:
+        waiting = guard.attempt(_problems, "store").value or []
         guard.logger().warning(
-            "mlflow-autolog: not everything is delivered yet (%s). Nothing is lost: it is kept in %s and delivered "
-            "in the background; to wait for it: autolog sync",
-            f"{runtime.config.exit_timeout:g} s were over",
+            "mlflow-autolog: %s. Nothing is lost: what is not delivered yet is kept in %s and delivered in the "
+            "background while this machine runs; to deliver it by hand: autolog sync",
+            waiting[-1] if waiting else f"delivery takes longer than {runtime.config.exit_timeout:g} s",
             writer.folder,
         )
+    guard.attempt(writer.close)
 
 
 __all__ = ["Checkpoints", "Config", "LastRun", "autolog", "disable", "flush", "last_run", "paused", "status"]

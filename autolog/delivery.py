@@ -253,10 +253,9 @@ class Delivery:
         )
         client.log_model_artifacts(known.remote, str(folder))
         client.finalize_logged_model(known.remote, LoggedModelStatus.READY)
-        detail = {**known.detail, "state": "ready"}
-        self._spool.bind(key, known.remote, self._me, detail)
-        if detail["register_as"]:
-            self._register(client, known.remote, detail)
+        if known.detail["register_as"]:
+            self._register(client, known.remote, known.detail)
+        self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ready"})
         mlmodel.discard(folder)
 
     def _register(self, client: MlflowClient, model_id: str, detail: dict[str, str]) -> None:
@@ -264,9 +263,10 @@ class Delivery:
         made = guard.attempt(client.create_registered_model, name)
         if made.error is not None and not _has_code(made.error, RESOURCE_ALREADY_EXISTS):
             raise made.error
-        known = client.search_model_versions(f"name = '{name}'")
-        if not any(getattr(version, "model_id", None) == model_id for version in known):
-            client.create_model_version(name, detail["artifacts"], run_id=detail["run_id"], model_id=model_id)
+        # As mlflow.register_model has it. SQL registries keep the source, but not the model_id.
+        source = f"models:/{model_id}"
+        if not any(version.source == source for version in client.search_model_versions(f"name = '{name}'")):
+            client.create_model_version(name, source, run_id=detail["run_id"], model_id=model_id)
 
     def _model_failed(self, record: ModelFailed) -> None:
         key = f"model:{record.model}"

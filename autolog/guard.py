@@ -39,10 +39,17 @@ class Outcome(Generic[T]):
 
 def attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> Outcome[T]:
     """Call `function` and return its value or its error; nothing is reported."""
+    error: list[Exception] = []
+    value = _call(error.append, function, args, kwargs)
+    return Outcome(value, error[0] if error else None)
+
+
+def _call(failed: Callable[[Exception], object], function: Callable[..., T], args: Any, kwargs: Any) -> T | None:
     try:
-        return Outcome(function(*args, **kwargs), None)
+        return function(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - this is the one place
-        return Outcome(None, error)
+        failed(error)
+        return None
 
 
 def run(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
@@ -50,10 +57,8 @@ def run(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T |
 
     what: a phrase for people that completes "mlflow-autolog could not ...".
     """
-    outcome = attempt(function, *args, **kwargs)
-    if outcome.error is not None:
-        report(what, outcome.error)
-    return outcome.value
+    # Several times per training step: so no Outcome is made, which costs as much as all the rest of this.
+    return _call(lambda error: report(what, error), function, args, kwargs)
 
 
 def report(what: str, error: BaseException) -> None:
