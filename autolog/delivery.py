@@ -263,8 +263,8 @@ class Delivery:
         made = guard.attempt(client.create_registered_model, name)
         if made.error is not None and not _has_code(made.error, RESOURCE_ALREADY_EXISTS):
             raise made.error
-        # As mlflow.register_model has it. SQL registries keep the source, but not the model_id.
-        source = f"models:/{model_id}"
+        # Found again by its source: SQL registries do not keep the model_id.
+        source = detail["artifacts"]
         if not any(version.source == source for version in client.search_model_versions(f"name = '{name}'")):
             client.create_model_version(name, source, run_id=detail["run_id"], model_id=model_id)
 

@@ -67,7 +67,7 @@ def said(uri: str, experiment: str, spool: Spool) -> list[Record]:
         *(Points(run, step, at + step, {"loss": step / 3}) for step in range(40)),
         DatasetInput(run, "X", "12345678", "code", "{}", None, None, "train"),
         Text(run, "note.txt", "hello"),
-        DeclareModel(run, model, "model", 3, {"a": "1"}, {}),
+        DeclareModel(run, model, "model", 3, {"a": "1"}, {}, register_as=f"{experiment}-registered"),
         Points(run, 40, at + 40, {"score": 0.5, "loss": 1.0}, model, ("X", "12345678")),
         ModelFiles(run, model, model, package),
         EndRun(run, "FINISHED", at + 1000),
@@ -105,6 +105,10 @@ def state(uri: str, experiment: str) -> dict[str, Any]:
         "outputs": [(output.model_id == model.model_id, output.step) for output in run.outputs.model_outputs],
         "artifacts": [item.path for item in client.list_artifacts(run.info.run_id)],
         "model": (str(model.status), sorted((m.key, m.step, m.value) for m in model.metrics), model.params),
+        "versions": [
+            (int(version.version), version.source == model.artifact_location, version.run_id == run.info.run_id)
+            for version in client.search_model_versions(f"name = '{experiment}-registered'")
+        ],
         "files": sorted(item.path for item in client.list_logged_model_artifacts(model.model_id)),
     }
 
@@ -135,6 +139,7 @@ def test_a_sender_that_dies_after_any_call_is_succeeded_exactly(uri, tmp_path, m
     assert truth["score"] == [(40, 0.5)]
     assert truth["status"] == "FINISHED"
     assert truth["model"][0].endswith("READY")
+    assert truth["versions"] == [(1, True, True)]
     assert {"create_run", "create_logged_model", "log_batch", "set_terminated"} <= set(calls)
     for last in range(1, len(calls) + 1):
         spool, experiment = fresh(f"dies-after-{last}")
