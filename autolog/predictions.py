@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from autolog import datasets, guard
@@ -21,34 +21,78 @@ from autolog.patching import Call
 from autolog.run import Run
 
 
-@dataclass(slots=True)
+class Told:
+    """What one run was told so far: how often each metric, on which data."""
+
+    __slots__ = ("_data", "_inputs", "_metrics", "details")
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, int] = {}
+        self._data: dict[str, list[weakref.ref[Any]]] = {}
+        self._inputs: set[tuple[str, str]] = set()
+        #: What a flavor keeps of each metric, by its key.
+        self.details: dict[str, Any] = {}
+
+    def name_of(self, variable: str, data: Any) -> str:
+        """Return `variable`, numbered where it named other data before: ``X``, ``X-2``."""
+        if type(data).__weakrefoffset__ == 0:
+            return variable  # A list: whether it is the same one cannot be told later.
+        seen = self._data.setdefault(variable, [])
+        index = next((i for i, ref in enumerate(seen) if ref() is data), len(seen))
+        if index == len(seen):
+            seen.append(weakref.ref(data))
+        return _numbered(variable, index + 1)
+
+    def key_of(self, metric: str, name: str) -> str:
+        """Return the key for one more value of `metric`: ``<metric>[-k]_<name>``, k counting its calls from 2.
+
+        As MLflow's autologging has it (``_AutologgingMetricsManager``), which counts per metric and run.
+        """
+        count = self._metrics[metric] = self._metrics.get(metric, 0) + 1
+        return f"{_numbered(metric, count)}_{name}"
+
+    def is_new(self, dataset: Dataset) -> bool:
+        """Return whether the run has not been told of this dataset yet, and note that it has."""
+        if dataset.key in self._inputs:
+            return False
+        self._inputs.add(dataset.key)
+        return True
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """What a fitted model object stands for: its run, and the key of its LoggedModel where there is one."""
 
     run: Run
     model: str | None
-    counts: dict[str, int] = field(default_factory=dict)
+    told: Told
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """Where a prediction came from, and the name of the variable that was predicted on."""
+    """Where a prediction came from, and the name of the data that was predicted on.
+
+    dataset: describes that data; called when a metric is recorded, and may hold the data only where that keeps
+        nothing alive that the prediction itself does not.
+    """
 
     trained: Trained
     name: str
-    dataset: Dataset | None
+    dataset: Callable[[], Dataset | None]
 
-    def say(self, metric: str, value: float) -> None:
-        """Record a metric of this prediction as ``<metric>[-k]_<variable>``, k counting repetitions from 2.
-
-        The key is that of MLflow's autologging. The metric is linked to the model and the dataset.
-        """
-        base = f"{metric}_{self.name}"
-        count = self.trained.counts[base] = self.trained.counts.get(base, 0) + 1
-        key = base if count == 1 else f"{metric}-{count}_{self.name}"
-        if self.dataset is not None and count == 1:
-            self.trained.run.dataset(self.dataset, "eval")
-        self.trained.run.metrics({key: value}, model=self.trained.model, dataset=self.dataset)
+    def say(self, metric: str, value: float) -> str:
+        """Record a metric of this prediction, linked to model and dataset; return its key."""
+        trained = self.trained
+        key = trained.told.key_of(metric, self.name)
+        dataset = guard.run("describe the evaluation data", self.dataset)
+        if dataset is not None and trained.told.is_new(dataset):
+            trained.run.dataset(dataset, "eval")
+        trained.run.metrics({key: value}, model=trained.model, dataset=dataset)
+        return key
 
 
 _trained: dict[int, tuple[weakref.ref[Any], Trained]] = {}
@@ -69,7 +113,20 @@ def _get(table: dict[int, Any], key: Any) -> Any:
 def remember(fitted: Any, run: Run, model: str | None) -> None:
     """Remember which run and model a fitted object stands for, in place of what it stood for before."""
     if run.config.log_post_training_metrics:
-        _put(_trained, fitted, Trained(run, model))
+        others = (each.told for ref, each in list(_trained.values()) if each.run is run and ref() is not None)
+        _put(_trained, fitted, Trained(run, model, next(others, None) or Told()))
+
+
+def trained(fitted: Any) -> Trained | None:
+    """Return what a fitted object stands for, None for one that was not recorded."""
+    found: Trained | None = _get(_trained, fitted)
+    return found
+
+
+def follow(output: Any, by: Trained, data: Any, variable: str, dataset: Callable[[], Dataset | None]) -> None:
+    """Remember that `output` is what `by` predicted on `data`, which the user calls `variable`."""
+    if type(output).__weakrefoffset__ > 0:  # A list or a tuple cannot be followed without keeping it alive.
+        _put(_made, output, Prediction(by, by.told.name_of(variable, data), dataset))
 
 
 def origin(value: Any) -> Prediction | None:
@@ -80,15 +137,15 @@ def origin(value: Any) -> Prediction | None:
 
 def predict(call: Call) -> Generator[None, Any, None]:
     """Hook for a model's predicting methods: remember which model made the prediction, on what."""
-    trained: Trained | None = _get(_trained, call.instance) if by_user(call) else None
-    with _nested():
+    by = trained(call.instance) if by_user(call) else None
+    with nested():
         output = yield
-    if trained is None or type(output).__weakrefoffset__ == 0:
-        return  # A list or a tuple cannot be followed without keeping it alive.
+    if by is None:
+        return
     data = call.args[0] if call.args else next(iter(call.kwargs.values()), None)
-    name = call.name_of(data) or "unknown_dataset"
-    dataset = guard.run("describe the evaluation data", _describe, trained.run, data, name)
-    _put(_made, output, Prediction(trained, name, dataset))
+    variable = call.name_of(data) or "unknown_dataset"
+    described = guard.run("describe the evaluation data", _describe, by.run, data, variable)
+    follow(output, by, data, variable, lambda: described)
 
 
 def metric(call: Call) -> Generator[None, Any, None]:
@@ -97,7 +154,7 @@ def metric(call: Call) -> Generator[None, Any, None]:
     if by_user(call):
         found = (origin(value) for value in (*call.args, *call.kwargs.values()))
         prediction = next((each for each in found if each is not None), None)
-    with _nested():
+    with nested():
         result = yield
     if prediction is None or isinstance(result, str | bytes):
         return
@@ -111,7 +168,8 @@ def _describe(run: Run, data: Any, name: str) -> Dataset | None:
 
 
 @contextmanager
-def _nested() -> Iterator[None]:
+def nested() -> Iterator[None]:
+    """Say that what this thread calls meanwhile is spoken for: see :func:`by_user`."""
     _local.depth = getattr(_local, "depth", 0) + 1
     try:
         yield

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Generator
 from typing import Any
 
-from autolog import guard, runtime
+from autolog import guard, predictions, runtime
 from autolog.datasets import Dataset
 from autolog.models import ModelSnapshot
 from autolog.patching import Call
 from autolog.run import Run
-from flavors.pyspark import columns, frames, post_training, search, snapshot, stages, summaries
+from flavors.pyspark import columns, frames, search, snapshot, stages, summaries
 from flavors.pyspark.background import Hold
 from flavors.pyspark.stages import ParamMap
 
@@ -96,7 +96,7 @@ class _Training:
             guard.say_once(
                 "spark-connect", "mlflow-autolog: models of Spark Connect sessions are not saved; all else is recorded."
             )
-            post_training.remember(model, run, None)
+            predictions.remember(model, run, None)
             return
         # The user may change the model's params from here on; and its companion in the JVM must not be touched while
         # the user's own calls use it.
@@ -105,14 +105,14 @@ class _Training:
         if run.config.log_models:
             consumed = guard.run("follow the columns", columns.consumed, estimator, extra)
             key = run.model(self._take(run, detached, consumed), register=True)
-        post_training.remember(model, run, key)
+        predictions.remember(model, run, key)
         best = getattr(model, "bestModel", None) if stages.is_search(estimator) else None
         if best is not None:
             best_key = None
             if run.config.log_models and detached.value is not None:
                 inner = guard.Outcome(detached.value.bestModel, None)
                 best_key = run.model(self._take(run, inner, consumed), name="best_model")
-            post_training.remember(best, run, best_key)
+            predictions.remember(best, run, best_key)
         if detached.value is not None:
             copy = detached.value
 

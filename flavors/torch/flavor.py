@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, ClassVar
 
-from autolog import guard, patching, runtime
+from autolog import guard, patching, runtime, scope
 from autolog.flavor import Flavor
 from flavors.torch import optimizers, shapes
 from flavors.torch.recorder import Recorder
@@ -39,18 +39,38 @@ class TorchFlavor(Flavor):
             register_optimizer_step_pre_hook,
         )
 
+        muted = scope.is_muted
         wrapped_step = Optimizer.profile_hook_step(lambda: None).__code__
         recorder = self._recorder = self._recorder or Recorder(wrapped_step)
 
+        compiling = module.compiler.is_compiling
+        threads = recorder.threads
+
+        # Each step: as little as can be, and nothing that could raise, outside of guard.run.
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if runtime.enabled and not compiling():
-                guard.run("note an optimizer step", recorder.before_step, optimizer)
+            if compiling():
+                return
+            pending = threads.pending
+            if pending.depth or len(args) != 1 or kwargs:
+                guard.run("note an optimizer step", recorder.before_step, optimizer, pending)
+            else:
+                pending.depth = 1
+                pending.stepping = id(optimizer)
 
         def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if runtime.recording() and not compiling():
-                guard.run("record an optimizer step", recorder.after_step, optimizer)
+            if compiling():
+                return
+            pending = threads.pending
+            if pending.depth > 1:
+                pending.depth -= 1
+                return
+            pending.depth = pending.stepping = 0
+            pending.searching = False
+            if runtime.enabled and not muted():
+                guard.run("record an optimizer step", recorder.after_step, optimizer, pending)
+            else:
+                pending.clear()
 
-        compiling = module.compiler.is_compiling
         self.on_unpatch(register_optimizer_step_pre_hook(before).remove)
         self.on_unpatch(register_optimizer_step_post_hook(after).remove)
         self._patch_backward(module, recorder)
@@ -62,7 +82,8 @@ class TorchFlavor(Flavor):
         compiling = torch.compiler.is_compiling
         inside_backward = torch._C._current_graph_task_id
         tensor_backward = torch.Tensor.backward.__code__
-        pending = recorder.pending
+        threads = recorder.threads
+        muted = scope.is_muted
 
         @functools.wraps(original)
         def backward(
@@ -73,24 +94,28 @@ class TorchFlavor(Flavor):
             grad_variables: Any = None,
             inputs: Any = None,
         ) -> None:
-            seen = None
             # A backward inside a backward recomputes activations; weighted outputs are no loss.
             if (
-                not compiling()
-                and grad_tensors is None
-                and grad_variables is None
-                and runtime.recording()
-                and inside_backward() == -1
+                compiling()
+                or grad_tensors is not None
+                or grad_variables is not None
+                or inside_backward() != -1
+                or not runtime.enabled
+                or muted()
             ):
-                seen = guard.run("look at a loss", pending.look, tensors, sys._getframe(1), tensor_backward)
+                original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+                return
+            pending = threads.pending
+            before = pending.count
+            # In front of it, since it frees the graph.
+            guard.run("record a loss", pending.see, tensors, sys._getframe(1), tensor_backward)
             try:
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             except BaseException:
+                pending.forget(before)
                 if pending.training is not None:
                     pending.training.failed = True
                 raise
-            if seen:
-                guard.run("record a loss", pending.keep, seen)
 
         self._replace(torch.autograd, "backward", original, backward)
         with ExitStack() as stack:

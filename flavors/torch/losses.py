@@ -9,32 +9,32 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flavors.torch.sites import Site, find
+from flavors.torch.sites import Site, find, known_sites
 from flavors.torch.values import Later
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from torch import Tensor
 
     from flavors.torch.training import Training
 
 #: Backwards without any optimizer step after which nothing is kept: then no optimizer of torch's is in use.
 _LIMIT = 10_000
 
-#: (site, loss, divisor or 0, factor or None) of one loss that is about to be differentiated.
-Seen = tuple[Site, "Tensor", int, Any]
+#: What is kept of one loss: its value, or (value, divisor or 0, factor or None) where it is the result of a division
+#: or multiplication.
+Kept = Any
 
 
-class Pending(threading.local):
-    """The losses of this thread that no optimizer step has used yet, and the step under way."""
+class Pending:
+    """The losses of one thread that no optimizer step has used yet, and the step under way."""
 
-    def __init__(self) -> None:
-        #: Per site: (value, divisor, factor) of each backward.
-        self.losses: dict[Site, list[tuple[Any, int, Any]]] = {}
+    __slots__ = ("_tensor", "count", "depth", "losses", "searching", "stepping", "training")
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        self.losses: dict[Site, list[Kept]] = {}
         self.count = 0
         #: id of the optimizer whose step is under way, the outermost where one calls another's.
         self.stepping = 0
@@ -44,51 +44,61 @@ class Pending(threading.local):
         #: The training that stepped last in this thread.
         self.training: Training | None = None
 
-    def look(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> list[Seen] | None:
-        """Look at what is about to be differentiated; None where it is no loss.
+    def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> None:
+        """Keep what is about to be differentiated, where it is a loss.
+
+        Each step, so this does little; the machine's caches are cold here, every line costs five times what it does
+        alone.
 
         frame: the caller of ``torch.autograd.backward``; tensor_backward: the code of ``Tensor.backward``.
         """
-        import torch
-
         method = frame.f_code is tensor_backward
         if method and frame.f_back is not None:
             frame = frame.f_back
-        if isinstance(tensors, torch.Tensor):
-            found: Sequence[Any] = (tensors,)
-        elif isinstance(tensors, list | tuple):
-            found = tensors
-        else:
-            return None
         if self.losses and not self.depth and self.training is not None and self.training.gradients_reset():
             # The gradients of these were thrown away: a retry, or a step that mixed precision skipped.
             self.clear()
-        site = find(frame, "backward", method=method)
-        seen: list[Seen] = []
-        for i, tensor in enumerate(found):
-            if not isinstance(tensor, torch.Tensor) or tensor.numel() != 1 or tensor.is_complex():
-                continue
-            if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-                return None  # A CUDA graph replays without Python: what is captured here is not the value of any step.
-            divisor, factor = _root(tensor)
-            seen.append((site.part(i) if i else site, tensor, divisor, factor))
-        return seen
+        site = known_sites.get((id(frame.f_code), frame.f_lasti)) or find(frame, "backward", method=method)
+        if isinstance(tensors, list | tuple):
+            for i, tensor in enumerate(tensors):
+                self._keep(site.part(i), tensor)
+        else:
+            self._keep(site, tensors)
 
-    def keep(self, seen: list[Seen]) -> None:
-        """Keep the losses whose gradients are computed now."""
-        self.count += 1
-        if self.count > _LIMIT:
+    def _keep(self, site: Site, tensor: Any) -> None:
+        kept = self.losses.get(site)
+        if kept is None:
+            if not self.losses:
+                self.count = 0
+            kept = []
+        elif self.searching:
+            return
+        elif self.count > _LIMIT:
             self.losses.clear()
             return
-        for site, tensor, divisor, factor in seen:
-            kept = self.losses.get(site)
-            if kept is not None and self.searching:
-                continue
-            value = tensor.item() if tensor.device.type == "cpu" else tensor.detach()
-            if kept is None:
-                self.losses[site] = [(value, divisor, factor)]
-            else:
-                kept.append((value, divisor, factor))
+        self.count += 1
+        if not isinstance(tensor, self._tensor) or tensor.numel() != 1:
+            return
+        value = tensor.item() if tensor.is_cpu else _later(tensor)
+        if value is None or type(value) is complex:
+            return
+        node = tensor.grad_fn
+        kind = type(node).__name__
+        if kind == "DivBackward0" or kind == "MulBackward0":
+            value = (value, *_root(node, kind))
+        kept.append(value)
+        self.losses[site] = kept
+
+    def forget(self, count: int) -> None:
+        """Take back the last of what was kept, as its backward raised; count: :attr:`count` before."""
+        if self.count > count:
+            for site, kept in reversed(list(self.losses.items())):
+                del kept[-1]
+                self.count -= 1
+                if not kept:
+                    del self.losses[site]
+                if self.count <= count:
+                    return
 
     def clear(self) -> None:
         """Forget what is kept."""
@@ -97,30 +107,46 @@ class Pending(threading.local):
 
     def take(self) -> dict[Site, Any]:
         """Return the loss of each site, a float or :class:`Later`, and forget them."""
-        if not self.losses:
-            self.count = 0
-            return {}
         taken, self.losses, self.count = self.losses, {}, 0
+        found: dict[Site, Any] = {}
         scale: Any = None
-        if any(kept[2] is not None for values in taken.values() for kept in values):
-            scale = _live_scale()
-        return {site: _mean(site, values, scale) for site, values in taken.items()}
+        for site, kept in taken.items():
+            if len(kept) == 1 and type(kept[0]) is float:
+                found[site] = kept[0]
+                continue
+            if scale is None and any(type(one) is tuple and one[2] is not None for one in kept):
+                scale = _live_scale()
+            found[site] = _mean(site, [one if type(one) is tuple else (one, 0, None) for one in kept], scale)
+        return found
 
 
-def _root(loss: Tensor) -> tuple[int, Any]:
+class Threads(threading.local):
+    """Each thread's :class:`Pending`. tensor: ``torch.Tensor``."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.pending = Pending(tensor)
+
+
+def _later(tensor: Any) -> Any:
+    """Return a loss that is on a device, to be read later; None where it is not the value of any step."""
+    import torch
+
+    # A CUDA graph replays what is captured without Python.
+    return None if tensor.is_cuda and torch.cuda.is_current_stream_capturing() else tensor.detach()
+
+
+def _root(node: Any, kind: str) -> tuple[int, Any]:
     """Return (k, None) for ``loss / k``, (0, f) for ``loss * f``, (k, f) for ``loss / k * f`` with a tensor f."""
-    node: Any = loss.grad_fn
-    kind = type(node).__name__
     factor = None
     if kind == "MulBackward0":
         factor = node._saved_other
-        if factor is None or factor.numel() != 1:
+        if factor is None or factor.numel() != 1 or factor.requires_grad:
             return 0, None
         node = node.next_functions[0][0]
         kind = type(node).__name__
     if kind == "DivBackward0":
         other = node._saved_other
-        if other is not None and other.dim() == 0 and other.device.type == "cpu" and not other.requires_grad:
+        if other is not None and other.dim() == 0 and other.is_cpu and not other.requires_grad:
             k = other.item()
             if k > 1 and k == int(k):
                 return int(k), factor
@@ -137,12 +163,12 @@ def _mean(site: Site, kept: list[tuple[Any, int, Any]], scale: Any) -> Any:
     times = float(divisor) if certain else 1.0
     scaled = scale is not None and all(one[2] is not None and _same(one[2], scale) for one in kept)
     values = [one[0] for one in kept]
-    if all(isinstance(value, float | int) for value in values) and (not scaled or scale.device.type == "cpu"):
+    if all(type(value) is float for value in values) and (not scaled or scale.is_cpu):
         mean = values[0] if count == 1 else sum(values) / count
         mean = mean * times if certain else mean
         return mean / scale.item() if scaled else mean
     # GradScaler.update() changes the scale in place.
-    return Later([float(v) if isinstance(v, int) else v for v in values], times, scale.clone() if scaled else None)
+    return Later(values, times, scale.clone() if scaled else None)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime, scope
 from flavors.torch import models
-from flavors.torch.losses import Pending
+from flavors.torch.losses import Pending, Threads
 from flavors.torch.optimizers import Entry, Registry
 from flavors.torch.sites import find
 from flavors.torch.training import Training
@@ -28,14 +28,13 @@ class Recorder:
         self._wrapped_step = wrapped_step
         self._searching = torch.optim.LBFGS
         self.registry = Registry(self._died)
-        self.pending = Pending()
+        self.threads = Threads(torch.Tensor)
         self._trainings: list[Training] = []
 
     # -- around a step --------------------------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Note that a step begins."""
-        pending = self.pending
+    def before_step(self, optimizer: Optimizer, pending: Pending) -> None:
+        """Note that a step begins, where another may be under way, or with a closure."""
         # An optimizer may call another's step, or its base class's; a step that raised has never ended.
         if pending.depth and not self._is_under_way(pending.stepping):
             pending.depth = 0
@@ -44,23 +43,17 @@ class Recorder:
             pending.searching = isinstance(optimizer, self._searching)
         pending.depth += 1
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, pending: Pending) -> None:
         """Record a step that succeeded."""
-        pending = self.pending
-        if pending.depth > 1:
-            pending.depth -= 1
-            return
-        pending.depth = pending.stepping = 0
-        pending.searching = False
         losses = pending.take()
         entry = self.registry.get(optimizer)
         training = entry.training if entry is not None else None
         if entry is None or training is None or training.ended:
-            entry, training = self._join(optimizer, entry)
+            entry, training = self._join(optimizer, entry, pending)
             if entry is None or training is None:
                 return
         pending.training = training
-        training.record(entry, losses)
+        training.record(entry, optimizer, losses)
 
     def _is_under_way(self, optimizer: int) -> bool:
         """Return whether a step of the optimizer with that id is up the stack, besides the one that begins now."""
@@ -77,7 +70,9 @@ class Recorder:
 
     # -- whose step it is -----------------------------------------------------------------------------------------
 
-    def _join(self, optimizer: Optimizer, entry: Entry | None) -> tuple[Entry | None, Training | None]:
+    def _join(
+        self, optimizer: Optimizer, entry: Entry | None, pending: Pending
+    ) -> tuple[Entry | None, Training | None]:
         """Return the training that `optimizer`'s first step belongs to, opened where it is new.
 
         Optimizers that existed at a training's first step are part of it (a GAN's two), and so is one that trains the
@@ -90,7 +85,7 @@ class Recorder:
         frame = self._caller(optimizer)
         if frame is not None:
             entry.name = find(frame, "step", method=True).name
-        current = self.pending.training
+        current = pending.training
         if current is not None and not current.ended:
             if entry.serial <= current.serial or current.trains_part_of(entry):
                 current.add(entry, models.visible(frame))
@@ -150,7 +145,8 @@ class Recorder:
 
     def _end(self, training: Training) -> None:
         # A step that raised has never ended.
-        unfinished = self.pending.depth > 0 and any(e.number == self.pending.stepping for e in training.entries)
+        pending = self.threads.pending
+        unfinished = pending.depth > 0 and any(entry.number == pending.stepping for entry in training.entries)
         failed = training.failed or unfinished
         successor = next((e for e in self.registry.waiting(training.thread) if training.trains_part_of(e)), None)
         if successor is not None:

@@ -45,7 +45,7 @@ class Site:
 
 
 # Keys are identities; the values keep the code objects alive, so that no identity is used twice.
-_sites: dict[tuple[int, int], Site] = {}
+known_sites: dict[tuple[int, int], Site] = {}
 _library: dict[int, tuple[CodeType, bool]] = {}
 
 
@@ -59,7 +59,7 @@ def find(frame: FrameType, attribute: str, *, method: bool) -> Site:
     """
     at: FrameType | None = frame
     while at is not None:
-        known = _sites.get((id(at.f_code), at.f_lasti))
+        known = known_sites.get((id(at.f_code), at.f_lasti))
         if known is not None:
             return known
         if not is_library(at.f_code, at.f_globals.get("__name__", "")):
@@ -67,7 +67,7 @@ def find(frame: FrameType, attribute: str, *, method: bool) -> Site:
         at = at.f_back
     at = at or frame
     names = _names(at.f_code, at.f_lasti, attribute, method and at is frame)
-    made = _sites[(id(at.f_code), at.f_lasti)] = Site(at.f_code, names)
+    made = known_sites[(id(at.f_code), at.f_lasti)] = Site(at.f_code, names)
     return made
 
 

@@ -17,6 +17,7 @@ from flavors.torch.values import Drain, Later, number
 
 if TYPE_CHECKING:
     from torch.nn import Module
+    from torch.optim import Optimizer
 
     from flavors.torch.optimizers import Entry
     from flavors.torch.sites import Site
@@ -66,7 +67,10 @@ class Training:
         self._trained: list[set[int]] = []
         self._described: list[dict[str, Any]] = []
         self._names: dict[Site, str] = {}
-        self._schedule = Schedule(run.config.checkpoints)
+        #: The optimizer whose steps decide when a checkpoint is due.
+        self._leader: Entry | None = None
+        takes = run.config.log_models and run.config.checkpoints.every != "end"
+        self._schedule = Schedule(run.config.checkpoints) if takes else None
         self._drain = Drain(run)
 
     # -- joining --------------------------------------------------------------------------------------------------
@@ -80,6 +84,8 @@ class Training:
         # An optimizer that takes over the parameters of another goes on counting.
         entry.steps = max(predecessor, default=0)
         self.entries.append(entry)
+        self._leader = self._leader if self._leader is not None and self._leader.optimizer() is not None else entry
+        entry.probe = next((parameter for parameter in entry.parameters() if parameter.grad is not None), None)
         self._trained.append(mine)
         optimizer = entry.optimizer()
         if optimizer is None:
@@ -132,40 +138,51 @@ class Training:
 
     # -- each step ------------------------------------------------------------------------------------------------
 
-    def record(self, entry: Entry, losses: dict[Site, Any]) -> None:
+    def record(self, entry: Entry, optimizer: Optimizer, losses: dict[Site, Any]) -> None:
         """Record one update: its losses and the learning rates that it was made with."""
-        optimizer: Any = entry.optimizer()
         step = entry.steps
         entry.steps = step + 1
         self.failed = False
+        later = False
         values: dict[str, Any] = {}
         for site, value in losses.items():
-            name = self._names.get(site)
-            values[name or self._name(site, losses)] = value
+            values[self._names.get(site) or self._name(site, losses)] = value
+            later = later or type(value) is not float
         groups = optimizer.param_groups
-        if len(entry.learning_rates) != len(groups):
-            entry.learning_rates = self._learning_rates(entry, len(groups))
-        for name, group in zip(entry.learning_rates, groups, strict=True):
+        names = entry.learning_rates
+        if len(names) != len(groups):
+            names = entry.learning_rates = self._learning_rates(entry, len(groups))
+        for i, group in enumerate(groups):
             rate = group.get("lr")
-            if rate is not None:
-                values[name] = rate if type(rate) is float else number(rate)
-        probe = entry.probe
-        if probe is None or probe.grad is None:
-            entry.probe = next((p for p in entry.parameters() if p.grad is not None), None)
+            if type(rate) is not float:
+                if rate is None:
+                    continue
+                rate = number(rate)
+                later = later or type(rate) is not float
+            values[names[i]] = rate
         key = None
-        if entry is self.entries[0] and self.roots and self._schedule.due_at_step(step + 1):
+        if self._schedule is not None and entry is self._leader and self._schedule.due_at_step(step + 1):
             key = self._checkpoint(entry, step, values)
         at = now()
         entry.last = (values, step, at)
-        if any(type(value) is Later for value in values.values()):
+        if later:
             self._drain.add(values, step, at, key)
         elif values:
             self.run.metrics(values, step=step, time=at, model=key)
 
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""
-        probes = [entry.probe for entry in self.entries if entry.probe is not None]
-        return bool(probes) and all(probe.grad is None for probe in probes)
+        for entry in self.entries:
+            if entry.probe is not None and entry.probe.grad is not None:
+                return False
+        # Or is it only that these parameters get none any more?
+        known = False
+        for entry in self.entries:
+            known = known or entry.probe is not None
+            entry.probe = next((p for p in entry.parameters() if p.grad is not None), entry.probe)
+            if entry.probe is not None and entry.probe.grad is not None:
+                return False
+        return known
 
     def _name(self, site: Site, among: dict[Site, Any]) -> str:
         """Return the metric name of a loss: ``loss`` where it is the only one, else its variable's name."""
@@ -198,7 +215,8 @@ class Training:
             self.run.drop_models(root.shelf.add(key, score if isinstance(score, float) else None))
             if root is entry.root:
                 linked = key
-        self._schedule.taken(step + 1, time.perf_counter() - started)
+        if self._schedule is not None:
+            self._schedule.taken(step + 1, time.perf_counter() - started)
         return linked
 
     def _save(self, root: Root, name: str, step: int, *, register: bool) -> str | None:
