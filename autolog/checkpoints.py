@@ -66,8 +66,8 @@ class Schedule:
     """One training's view of a policy: asks at each step and epoch end whether a snapshot is due."""
 
     policy: Checkpoints
-    _started: float = field(default_factory=time.monotonic)
-    _last: float = field(default_factory=time.monotonic)
+    _started: float = field(default_factory=lambda: time.monotonic())
+    _last: float = field(default_factory=lambda: time.monotonic())
     _spent: float = 0.0
     _last_step: int = 0
     _epochs: int = 0
