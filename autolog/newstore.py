@@ -35,7 +35,7 @@ def make_ready(uri: str, create: Callable[[str], None]) -> None:
         if _is_being_made(path):
             time.sleep(0.05)
         else:
-            _create(path, create)
+            _create(uri, path, create)
     while not _is_complete(path) and _changes(path):
         time.sleep(0.05)
 
@@ -43,7 +43,10 @@ def make_ready(uri: str, create: Callable[[str], None]) -> None:
 def _file(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///"):
         return None
-    name = uri[len("sqlite:///") :].partition("?")[0]
+    from sqlalchemy import make_url
+
+    # As SQLAlchemy reads it, which has its own mind about escapes.
+    name = make_url(uri).database
     return None if not name or name.startswith((":memory:", "file:")) else Path(name)
 
 
@@ -52,11 +55,13 @@ def _is_being_made(path: Path) -> bool:
     return any(_changes(draft) for draft in path.parent.glob(f".{glob.escape(path.name)}.new-*"))
 
 
-def _create(path: Path, create: Callable[[str], None]) -> None:
+def _create(uri: str, path: Path, create: Callable[[str], None]) -> None:
+    from sqlalchemy import make_url
+
     draft = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
     draft.touch()
     try:
-        create(f"sqlite:///{draft.as_posix()}")
+        create(make_url(uri).set(database=draft.as_posix()).render_as_string(hide_password=False))
         _appear(draft, path)
     finally:
         for suffix in ("", "-journal", "-wal", "-shm"):

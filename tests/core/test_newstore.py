@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from autolog import newstore
 
@@ -29,7 +31,7 @@ class Maker:
         self.made: list[str] = []
 
     def __call__(self, uri: str) -> None:
-        path = uri.removeprefix("sqlite:///")
+        path = make_url(uri).database
         self.made.append(path)
         time.sleep(0.3)
         fill(path)
@@ -40,10 +42,11 @@ def rows(path) -> list:
         return store.execute("SELECT id FROM experiments").fetchall()
 
 
-def test_a_new_store_is_made_under_another_name_and_appears_complete(tmp_path):
-    path = tmp_path / "a [new] store.db"
+@pytest.mark.parametrize("name", ["a [new] store.db", "a%20[new]%20store.db"])
+def test_a_new_store_is_made_under_another_name_and_appears_complete(tmp_path, name):
+    path = Path(make_url(f"sqlite:///{tmp_path / name}").database)
     create = Maker()
-    newstore.make_ready(f"sqlite:///{path}", create)
+    newstore.make_ready(f"sqlite:///{tmp_path / name}", create)
     assert rows(path) == [(0,)]
     assert create.made != [str(path)]
     assert os.listdir(tmp_path) == [path.name]

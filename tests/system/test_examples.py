@@ -199,7 +199,7 @@ def test_the_demo_ranks_registers_serves_and_says_so(shown):
     accuracies = [float(cell) for line in table for cell in line.split() if cell.startswith(("0.", "1."))]
     assert len(accuracies) == (5 if has_java else 3)
     assert accuracies == sorted(accuracies, reverse=True)
-    assert f"ui --backend-store-uri '{shown.uri}'" in shown.stdout
+    assert f"mlflow ui --backend-store-uri {shown.uri.replace(' ', '%20')}" in shown.stdout
 
 
 @pytest.mark.slow
