@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 
 def now() -> int:
@@ -170,23 +170,55 @@ _KINDS: dict[str, type] = {
 }
 
 
+#: Consecutive points of one run share a row of the spool: many small rows cost several times as much to write.
+_SERIES = "Series"
+_LONGEST_SERIES = 500
+
+
 def _number(value: object) -> float:
     # numpy and torch scalars arrive here, on the writer thread, as what the user computed.
     return float(value)  # type: ignore[arg-type]
 
 
-def encode(record: Record) -> tuple[str, str, str]:
-    """Return (run, kind, JSON text) of a record, as the spool stores it."""
-    return record.run, type(record).__name__, json.dumps(record[1:], default=_number, separators=(",", ":"))
+# Made once: json.dumps with arguments makes one for each call, which takes longer than encoding a record.
+_to_json = json.JSONEncoder(default=_number, separators=(",", ":")).encode
 
 
-def decode(run: str, kind: str, body: str) -> Record:
-    """Return the record that :func:`encode` stored.
+def encode(records: Iterable[Record]) -> Iterator[tuple[str, str, str]]:
+    """Yield (run, kind, JSON text) as the spool stores records, in their order."""
+    series: list[tuple[Any, ...]] = []
+    of = ""
+    for record in records:
+        if isinstance(record, Points):
+            if series and (record.run != of or len(series) >= _LONGEST_SERIES):
+                yield of, _SERIES, _to_json(series)
+                series = []
+            of = record.run
+            series.append(record[1:])
+            continue
+        if series:
+            yield of, _SERIES, _to_json(series)
+            series = []
+        yield record.run, type(record).__name__, _to_json(record[1:])
+    if series:
+        yield of, _SERIES, _to_json(series)
+
+
+def decode(run: str, kind: str, body: str) -> list[Record]:
+    """Return the records that :func:`encode` made one row of.
 
     Raises: KeyError for a kind that this version does not know.
     """
     fields = json.loads(body)
-    made = _KINDS[kind](run, *fields)
-    if isinstance(made, Points | Derive) and made.dataset is not None:
-        made = made._replace(dataset=(made.dataset[0], made.dataset[1]))
-    return made  # type: ignore[no-any-return]
+    if kind == _SERIES:
+        return [_linked(Points(run, *point)) for point in fields]
+    made: Record = _KINDS[kind](run, *fields)
+    return [_linked(made) if isinstance(made, Derive) else made]
+
+
+_Linked = TypeVar("_Linked", Points, Derive)
+
+
+def _linked(record: _Linked) -> _Linked:
+    # JSON has no tuples.
+    return record if record.dataset is None else record._replace(dataset=(record.dataset[0], record.dataset[1]))

@@ -145,7 +145,7 @@ def _loop(spool: Spool, host: Host, patience: float) -> bool:
     gone_since: float | None = None
     while True:
         gone = host.owner_gone(spool.folder)  # Asked before reading: what was said until then is then all there is.
-        rows = list(spool.pending(CHUNK))
+        rows = spool.pending(CHUNK)
         if rows:
             sent = guard.attempt(delivery.send, rows)
         elif gone:

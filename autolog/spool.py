@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class SpoolError(Exception):
 
 
 class Row(NamedTuple):
-    """A stored record with its sequence number."""
+    """A stored record with the sequence number of its row, which consecutive points share."""
 
     seq: int
     record: Record
@@ -190,7 +190,7 @@ class Spool:
 
     def append(self, records: Iterable[Record]) -> int:
         """Store records in one transaction and return the sequence number of the last one."""
-        rows = [encode(record) for record in records]
+        rows = list(encode(records))
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany("INSERT INTO records (run, kind, body) VALUES (?, ?, ?)", rows)
@@ -201,14 +201,19 @@ class Spool:
             raise
         return int(last[0]) if last else 0
 
-    def pending(self, limit: int = 1000) -> Iterator[Row]:
-        """Yield stored records, oldest first."""
-        rows = self._db.execute("SELECT seq, run, kind, body FROM records ORDER BY seq LIMIT ?", (limit,)).fetchall()
+    def pending(self, limit: int = 1000) -> list[Row]:
+        """Return stored records, oldest first: `limit`, and the rest of those that share a row with the last one."""
+        found: list[Row] = []
+        rows = self._db.execute("SELECT seq, run, kind, body FROM records ORDER BY seq LIMIT ?", (limit,))
         for seq, run, kind, body in rows:
-            yield Row(seq, decode(run, kind, body))
+            if len(found) >= limit:
+                break
+            found += [Row(seq, record) for record in decode(run, kind, body)]
+        rows.close()
+        return found
 
     def backlog(self) -> int:
-        """Return how many records wait."""
+        """Return how many rows of records wait."""
         return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
 
     def first_pending(self) -> int | None:

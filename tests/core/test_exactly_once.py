@@ -80,7 +80,7 @@ def deliver(spool: Spool, monkeypatch: pytest.MonkeyPatch, last: int | None) -> 
     monkeypatch.setattr(delivery, "MlflowClient", lambda **kwargs: MortalClient(real(**kwargs), calls, last))
     sender = delivery.Delivery(spool, own_process=False)
     try:
-        while rows := list(spool.pending(9)):  # Several rounds, so that a death falls between them, too.
+        while rows := spool.pending(9):  # Several rounds, so that a death falls between them, too.
             sender.send(rows)
         sender.close_open()
     except Died:

@@ -45,7 +45,22 @@ def same(a: object, b: object) -> bool:
 
 @given(records)
 def test_a_record_survives_its_encoding(record) -> None:
-    assert same(decode(*encode(record)), record)
+    (row,) = encode([record])
+    (back,) = decode(*row)
+    assert same(back, record)
+
+
+@given(st.lists(records, max_size=40))
+def test_records_keep_their_order_in_shared_rows(said) -> None:
+    rows = list(encode(said))
+    read = [record for row in rows for record in decode(*row)]
+    assert len(read) == len(said)
+    assert all(map(same, read, said))
+
+
+def test_consecutive_points_share_rows_of_bounded_length() -> None:
+    rows = list(encode(Points("r", step, 0, {"a": 1.0}) for step in range(1200)))
+    assert [len(decode(*row)) for row in rows] == [500, 500, 200]
 
 
 @pytest.fixture
@@ -67,7 +82,7 @@ def test_records_come_out_once_and_in_order(tmp_path_factory, said, data) -> Non
     opened.append(said[:cut])
     opened.append(said[cut:])
     read: list = []
-    while rows := list(opened.pending(7)):
+    while rows := opened.pending(7):
         read += [row.record for row in rows]
         opened.delivered(rows[-1].seq)
         opened.close()
