@@ -301,7 +301,8 @@ def remote_id(run: Run, timeout: float) -> str | None:
             # The user's own MLflow call asks: do what it would have done, rather than wait for the sender.
             from autolog.delivery import open_for_owner
 
-            created = open_for_owner(spool, run.opened)
+            with beside.own_calls():
+                created = open_for_owner(spool, run.opened)
             if created is not None:
                 return created
         while True:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,23 @@ def _git_commit(folder: Path) -> str | None:
     return None
 
 
+_local = threading.local()
+
+
+@contextmanager
+def own_calls() -> Iterator[None]:
+    """Mark what this thread does through MLflow meanwhile as ours: a read then waits for nothing.
+
+    The sender may be waiting for this very thread, which makes a run in the user's own call.
+    """
+    before = getattr(_local, "own", False)
+    _local.own = True
+    try:
+        yield
+    finally:
+        _local.own = before
+
+
 # -- meeting the user's calls -----------------------------------------------------------------------------------------
 
 
@@ -163,7 +180,7 @@ class Meeting:
                     install(stack, client.TrackingServiceClient, name, self._read)
 
     def _ours(self) -> bool:
-        return threading.current_thread().name.startswith("autolog-")
+        return getattr(_local, "own", False) or threading.current_thread().name.startswith("autolog-")
 
     def _read(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         if not self._ours():

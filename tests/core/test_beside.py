@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import mlflow
 import pytest
@@ -10,7 +11,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import LinearRegression, Ridge
 
 import autolog
-from autolog import guard
+from autolog import beside, guard
+from autolog.delivery import CLAIM_SECONDS
 
 X, Y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
 
@@ -52,6 +54,15 @@ def test_users_active_run_is_used_and_left_to_the_user(here) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["fit_intercept"] == "True"
     assert run.data.metrics["training_r2_score"] == 1.0
+
+
+def test_the_users_logging_call_waits_for_nobody(here) -> None:
+    """The call makes the run itself. Were its reads drained first, it and the sender would wait for each other."""
+    here.start()
+    started = time.monotonic()
+    LogsByHand().fit(X, Y)
+    assert time.monotonic() - started < min(beside.READ_TIMEOUT, CLAIM_SECONDS) / 2
+    assert here.run().data.metrics["by_hand"] == 1.5
 
 
 def test_leaving_the_users_run_drains_it(here) -> None:
