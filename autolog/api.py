@@ -286,12 +286,18 @@ def _say_problems() -> None:
 
 def remote_id(run: Run, timeout: float) -> str | None:
     """Return the id that the tracking store gave to `run`, waiting up to `timeout` seconds for it."""
-    if run.adopted:
-        return run.adopted
+    if run.remote is None:
+        run.remote = run.adopted or _find_remote(run, timeout)
+    return run.remote
+
+
+def _find_remote(run: Run, timeout: float) -> str | None:
     deadline = time.monotonic() + timeout
     writer = runtime.get_writer()
     key = f"run:{run.key}"
-    if writer.spooled(timeout) is None or writer.folder is None:
+    writer.kick()
+    writer.spooled_folder(timeout)
+    if writer.folder is None:
         return None
     from autolog.spool import Spool
 
@@ -400,6 +406,8 @@ def _at_exit() -> None:
     if done.value:
         guard.attempt(_say_problems)
     else:
+        # A training that ended well has, whatever becomes of a model that is still being saved.
+        writer.end_runs()
         waiting = guard.attempt(_problems, "store").value or []
         guard.logger().warning(
             "mlflow-autolog: %s. Nothing is lost: what is not delivered yet is kept in %s and delivered in the "

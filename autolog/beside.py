@@ -201,6 +201,8 @@ class Meeting:
         run = self._open_here()
         if run is None:
             return None
+        if run.opened.tracking_uri not in (None, tracking_uri()):
+            return None  # The user's calls go to another store than our records.
         run_id = self._remote(run, READ_TIMEOUT)
         if run_id is None:
             return None

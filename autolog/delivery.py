@@ -218,7 +218,20 @@ class Delivery:
         linked = again and any(output.model_id == model_id for output in client.get_run(run_id).outputs.model_outputs)
         if not linked:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
+        if record.metrics_since is not None and not run["uri"].startswith("file:"):
+            self._link_by_hand(client, run_id, model_id, record.metrics_since)
         self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
+
+    def _link_by_hand(self, client: MlflowClient, run_id: str, model_id: str, since: int) -> None:
+        """Link the metrics that the user logged last to the model: the same points again, which SQL stores keep once.
+
+        The file store would keep them twice.
+        """
+        stored = client.get_run(run_id).data._metric_objs
+        recent = [metric for metric in stored if metric.timestamp >= since]
+        linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id) for m in recent]
+        for start in range(0, len(linked), BATCH_METRICS):
+            client.log_batch(run_id, metrics=linked[start : start + BATCH_METRICS], synchronous=True)
 
     def _create_model(
         self, client: MlflowClient, record: DeclareModel, run_id: str, experiment_id: str, *, look_up: bool

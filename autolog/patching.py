@@ -89,7 +89,7 @@ class _Bound(wrapt.BoundFunctionWrapper[Any, Any]):
             holder = self._self_owner if hasattr(self, "_self_owner") else None
         if holder is None:
             return operator.getitem, ((self.__wrapped__,), 0)
-        return getattr, (holder, self.__wrapped__.__name__)
+        return getattr, (holder, self._self_parent._self_name)
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
@@ -99,7 +99,7 @@ class _Bound(wrapt.BoundFunctionWrapper[Any, Any]):
 
         # What copy.deepcopy does with a bound method: bind the same function to a copy of its object.
         holder = self._self_instance
-        return self if holder is None else getattr(copy.deepcopy(holder, memo), self.__wrapped__.__name__)
+        return self if holder is None else getattr(copy.deepcopy(holder, memo), self._self_parent._self_name)
 
     def __copy__(self) -> Any:
         return self
@@ -114,6 +114,9 @@ class Wrapper(wrapt.FunctionWrapper[Any, Any]):
     """
 
     __bound_function_wrapper__ = _Bound
+
+    #: The attribute name that it stands under; wrapt keeps attributes so prefixed on the wrapper itself.
+    _self_name: str
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         found: Any = sys.modules.get(getattr(self.__wrapped__, "__module__", None) or "")
@@ -156,6 +159,7 @@ def install(
     """
     original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
     made = Wrapper(original, wrapper, enabled=_is_enabled)
+    made._self_name = name
     setattr(owner, name, made)
     stack.callback(_uninstall, owner, name, made)
     homes = [sys.modules[module] for module in also if module in sys.modules]

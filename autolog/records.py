@@ -89,6 +89,7 @@ class DeclareModel(NamedTuple):
     params: Mapping[str, str]
     tags: Mapping[str, str]
     register_as: str | None = None
+    metrics_since: int | None = None
 
 
 class ModelFiles(NamedTuple):

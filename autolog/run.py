@@ -44,7 +44,19 @@ class Run:
     adopted: the id of the user's active MLflow run where this is one; it is never ended by us.
     """
 
-    __slots__ = ("_ended", "_params", "_writer", "adopted", "config", "flavor", "key", "opened", "parent", "start_time")
+    __slots__ = (
+        "_ended",
+        "_params",
+        "_writer",
+        "adopted",
+        "config",
+        "flavor",
+        "key",
+        "opened",
+        "parent",
+        "remote",
+        "start_time",
+    )
 
     def __init__(
         self,
@@ -63,6 +75,8 @@ class Run:
         self.config = config
         self.flavor = flavor
         self.adopted = adopt
+        #: Its id in the store, once somebody in this process has asked for it.
+        self.remote: str | None = None
         self.parent = parent
         self.start_time = start_time or now()
         self._writer = writer
@@ -139,15 +153,19 @@ class Run:
         step: int = 0,
         tags: Mapping[str, str] | None = None,
         register: bool = False,
+        metrics_since: int | None = None,
     ) -> str:
         """Record a model, or a checkpoint of it, as a LoggedModel; return the key that links metrics to it.
 
         take: the snapshot, or a function that takes it on the worker thread, for models that cannot change.
         register: whether it is the one that ``registered_model_name`` asks for.
+        metrics_since: link what the user logged into the run by hand at or after this time (milliseconds since the
+            epoch), too, because the model has not changed since.
         """
         key = uuid.uuid4().hex
         register_as = self.config.registered_model_name if register else None
-        self._writer.note(DeclareModel(self.key, key, name, step, dict(self._params), dict(tags or {}), register_as))
+        params = dict(self._params)
+        self._writer.note(DeclareModel(self.key, key, name, step, params, dict(tags or {}), register_as, metrics_since))
         self._writer.later(self.key, "save the model", lambda: [self._write_model(key, take)])
         return key
 
@@ -239,7 +257,7 @@ class Run:
             self._writer.note(Text(self.key, "traceback.txt", text))
         record = EndRun(self.key, status, now())
         if self._writer.busy(self.key):
-            self._writer.later(self.key, "end the run", lambda: [record])
+            self._writer.end_later(record)
         else:
             self._writer.note(record)
             self._writer.kick()

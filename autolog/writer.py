@@ -63,6 +63,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[tuple[str, str, Job]] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._outstanding: dict[str, int] = {}
+        self._ending: dict[str, EndRun] = {}
         self._idle = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._poke: IO[bytes] | None = None
@@ -99,6 +100,18 @@ class Writer:
                     self._worker = threading.Thread(target=self._work, name="autolog-worker", daemon=True)
                     self._worker.start()
         self._jobs.put((run, what, job))
+
+    def end_later(self, record: EndRun) -> None:
+        """Note the end of a run once its outstanding jobs are done."""
+        self._ending[record.run] = record
+        self.later(record.run, "end the run", lambda: [each for each in (self._ending.pop(record.run, None),) if each])
+
+    def end_runs(self) -> None:
+        """Note now the ends that wait for jobs, as when the process exits before these are done."""
+        for run in list(self._ending):
+            record = self._ending.pop(run, None)
+            if record is not None:
+                self.note(record)
 
     def busy(self, run: str) -> bool:
         """Return whether jobs of `run` are outstanding."""

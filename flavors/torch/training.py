@@ -219,7 +219,7 @@ class Training:
             self._schedule.taken(step + 1, time.perf_counter() - started)
         return linked
 
-    def _save(self, root: Root, name: str, step: int, *, register: bool) -> str | None:
+    def _save(self, root: Root, name: str, step: int, *, register: bool, since: int | None = None) -> str | None:
         if not self.run.config.log_models or root.failed or root.module is None:
             return None
         taken = guard.attempt(snapshots.take, root.module, root.signature)
@@ -230,7 +230,7 @@ class Training:
                 root.failed = True
                 guard.report("take a snapshot of the model", taken.error)
             return None
-        return self.run.model(taken.value, name=name, step=step, register=register)
+        return self.run.model(taken.value, name=name, step=step, register=register, metrics_since=since)
 
     def _final(self, status: str) -> None:
         for root in self.roots:
@@ -243,7 +243,9 @@ class Training:
             assert newest.last is not None
             values, step, at = newest.last
             name = "model" if len(self.roots) == 1 else root.name
-            key = self._save(root, name, step, register=status == "FINISHED")
+            # What the user logged by hand since the last step is about this model, if there is only one.
+            since = at if len(self.roots) == 1 else None
+            key = self._save(root, name, step, register=status == "FINISHED", since=since)
             if key is None or not values:
                 continue
             # The same points again, in name, step, time and value: the store keeps one, and links it to the model.

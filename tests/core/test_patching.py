@@ -179,3 +179,31 @@ def test_paused_nests_as_mlflow_does_not(on) -> None:
         assert not runtime.recording()
     assert runtime.recording()
     assert scope.current() is None
+
+
+def test_every_patched_function_and_method_pickles_and_copies(recorder) -> None:
+    import xgboost
+
+    recorder.start()
+    functions = [getattr(sklearn.metrics, name) for name in sklearn.metrics.__all__]
+    functions = [function for function in functions if isinstance(function, Wrapper)]
+    assert len(functions) > 50
+    for function in [*functions, xgboost.train, xgboost.cv]:
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert cloudpickle.loads(cloudpickle.dumps(function)) is function
+        assert copy.deepcopy(function) is function
+    patched = 0
+    for cls in walk(BaseEstimator):
+        for name in ("fit", "fit_transform", "fit_predict", "predict", "predict_proba"):
+            if isinstance(vars(cls).get(name), Wrapper) and cls.__module__.startswith("sklearn."):
+                method = getattr(cls, name)
+                assert pickle.loads(pickle.dumps(method))._self_parent is method._self_parent, (cls, name)
+                assert copy.deepcopy(method)._self_parent is method._self_parent, (cls, name)
+                patched += 1
+    assert patched > 50
+
+
+def walk(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from walk(sub)

@@ -498,6 +498,30 @@ def test_users_run_is_adopted_and_complete_when_it_ends(recorder):
     assert [output.step for output in run.outputs.model_outputs] == [2]
 
 
+def test_what_the_user_logs_after_the_last_step_is_linked_to_the_final_model(recorder):
+    recorder.start()
+    mlflow.set_tracking_uri(recorder.store_uri)
+    model = net()
+    X, y = data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(2):
+        optimizer.zero_grad()
+        mse(model(X), y).backward()
+        optimizer.step()
+        time.sleep(0.005)
+        mlflow.log_metric("accuracy", 0.5 + epoch / 4, step=epoch)
+        mlflow.log_metric(f"of_epoch_{epoch}", 1.0, step=epoch)
+        time.sleep(0.005)
+    del optimizer
+    run = recorder.run()
+    assert recorder.history(run, "accuracy") == [(0, 0.5), (1, 0.75)]
+    (logged,) = recorder.models()
+    assert {(m.key, m.step, m.value) for m in logged.metrics if m.key in ("accuracy", "of_epoch_0", "of_epoch_1")} == {
+        ("accuracy", 1, 0.75),
+        ("of_epoch_1", 1, 1.0),
+    }
+
+
 def test_paused_and_disabled_record_nothing(recorder):
     recorder.start()
     with autolog.paused():

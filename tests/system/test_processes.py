@@ -255,6 +255,32 @@ def test_refused_credentials_are_said_and_kept(place: Place) -> None:
     stop_senders(place.spools()[0].parent)
 
 
+def test_a_model_that_is_still_being_saved_at_exit_costs_the_run_nothing(place: Place) -> None:
+    code = """
+        import threading
+        import autolog
+        autolog.autolog()
+        from autolog import runtime
+        from autolog.models import ModelSnapshot
+        run = runtime.open_run("sklearn")
+        run.metrics({"score": 0.5})
+        forever = threading.Event()
+        run.model(lambda: forever.wait() and ModelSnapshot("sklearn", {}, {}))
+        run.end()
+        runtime.closed(run)
+    """
+    _, err = place.run(place.script(code), AUTOLOG_EXIT_TIMEOUT="1")
+    (line,) = err.splitlines()
+    assert "delivery takes longer than 1 s" in line
+    wait_for(lambda: place.runs() and place.runs()[0].info.status != "RUNNING")
+    (run,) = place.runs()
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(tracking_uri=place.store)
+    wait_for(lambda: not place.spools())
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.status == "FAILED"
+
+
 def test_uncaught_exception_is_failed_with_its_traceback(place: Place) -> None:
     code = LOOP.replace("100_000", "50") + "    raise ValueError('the user erred')\n"
     _, err = place.run(place.script(code), code=1)
