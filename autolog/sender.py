@@ -16,16 +16,23 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from autolog import guard
-from autolog.spool import Lease, Spool, SpoolError, remove, spools
+from autolog.records import Points
+from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools
 
 logger = logging.getLogger("autolog.sender")
 
 #: Records per round.
 CHUNK = 2000
+#: Seconds that metric points alone are collected before they are sent, unless somebody waits for them: one request a
+#: second costs a server, and the cores that the training uses, a fraction of ten.
+LINGER = 1.0
+#: What the training process writes into the pipe: there is more; and somebody waits for it.
+POKE, HURRY = b".", b"!"
 #: Seconds between tries while the store does not answer, growing by half each time.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
 #: Seconds that a sender whose training process is gone keeps trying an unreachable store before it leaves the rest
@@ -42,24 +49,51 @@ class Host(Protocol):
     def wait(self, seconds: float) -> None:
         """Sleep until there may be new records, at most `seconds`."""
 
+    def linger(self, seconds: float) -> None:
+        """Sleep `seconds`, or until somebody waits for the delivery."""
+
+    def hurried(self) -> bool:
+        """Return whether somebody has been waiting for the delivery since this was asked last."""
+
     def owner_gone(self, folder: Path) -> bool:
         """Return whether no more records will come."""
 
 
-class ProcessHost:
+class _Hurry:
+    """The hosts' common answer to who waits for the delivery."""
+
+    def __init__(self, hurry: threading.Event) -> None:
+        self._hurry = hurry
+
+    def linger(self, seconds: float) -> None:
+        """Sleep `seconds`, or until somebody waits for the delivery."""
+        self._hurry.wait(seconds)
+
+    def hurried(self) -> bool:
+        """Return whether somebody has been waiting for the delivery since this was asked last."""
+        hurried = self._hurry.is_set()
+        self._hurry.clear()
+        return hurried
+
+
+class ProcessHost(_Hurry):
     """The child process: its standard input is a pipe that the training process holds open while it lives."""
 
     own_process = True
 
     def __init__(self) -> None:
+        super().__init__(threading.Event())
         self._wake = threading.Event()
         self._closed = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        while os.read(0, 4096):
+        while said := os.read(0, 4096):
+            if HURRY in said:
+                self._hurry.set()
             self._wake.set()
         self._closed = True
+        self._hurry.set()
         self._wake.set()
 
     def wait(self, seconds: float) -> None:
@@ -78,12 +112,13 @@ class ProcessHost:
         return Lease.is_free(folder / "owner.lock")
 
 
-class ThreadHost:
+class ThreadHost(_Hurry):
     """A thread of the training process itself."""
 
     own_process = False
 
-    def __init__(self, wake: threading.Event, closing: threading.Event) -> None:
+    def __init__(self, wake: threading.Event, hurry: threading.Event, closing: threading.Event) -> None:
+        super().__init__(hurry)
         self._wake = wake
         self._closing = closing
 
@@ -105,6 +140,13 @@ class SyncHost:
     def wait(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
+
+    def linger(self, seconds: float) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    def hurried(self) -> bool:
+        """Return True."""
+        return True
 
     def owner_gone(self, folder: Path) -> bool:
         """Return True."""
@@ -143,11 +185,18 @@ def _loop(spool: Spool, host: Host, patience: float) -> bool:
     delivery = Delivery(spool, own_process=host.own_process)
     pause = FIRST_PAUSE
     gone_since: float | None = None
+    sent_at = time.monotonic()
     while True:
+        hurried = host.hurried()
         gone = host.owner_gone(spool.folder)  # Asked before reading: what was said until then is then all there is.
         rows = spool.pending(CHUNK)
+        left = sent_at + LINGER - time.monotonic()
+        if rows and not gone and not hurried and left > 0 and len(rows) < CHUNK and _only_points(rows):
+            host.linger(left)
+            continue
         if rows:
             sent = guard.attempt(delivery.send, rows)
+            sent_at = time.monotonic()
         elif gone:
             sent = guard.attempt(delivery.close_open)
         else:
@@ -169,6 +218,10 @@ def _loop(spool: Spool, host: Host, patience: float) -> bool:
                 return False
         _sleep(host, pause)
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _only_points(rows: Sequence[Row]) -> bool:
+    return all(isinstance(row.record, Points) for row in rows)
 
 
 def _sleep(host: Host, seconds: float) -> None:

@@ -69,6 +69,7 @@ class Writer:
         self._poke: IO[bytes] | None = None
         self._sender_thread: threading.Thread | None = None
         self._sender_wake = threading.Event()
+        self._sender_hurry = threading.Event()
         self._starts = 0
         self.closing = threading.Event()
         self.folder: Path | None = None
@@ -165,7 +166,7 @@ class Writer:
                     return True
                 if time.monotonic() >= deadline:
                     return False
-                self._poke_sender()
+                self._poke_sender(hurry=True)
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.05)
         finally:
@@ -232,9 +233,11 @@ class Writer:
                     if self.closing.is_set():
                         break
             else:
+                # Points can be collected for a while; a run's end or a model is what somebody looks for.
+                hurry = not all(isinstance(record, Points) for record in backlog)
                 backlog.clear()
                 self._ensure_sender()
-                self._poke_sender()
+                self._poke_sender(hurry=hurry)
         if self._poke is not None:
             guard.attempt(self._poke.close)
         if self._process is not None:
@@ -362,18 +365,25 @@ class Writer:
         if self._poke is not None and hasattr(os, "set_blocking"):
             guard.attempt(os.set_blocking, self._poke.fileno(), False)
 
-    def _poke_sender(self) -> None:
+    def _poke_sender(self, *, hurry: bool = False) -> None:
         if self._sender_kind == "thread":
+            if hurry:
+                self._sender_hurry.set()
             self._sender_wake.set()
         elif self._poke is not None:
             # A full pipe or a dead sender: either way it is not waiting for this byte.
-            guard.attempt(os.write, self._poke.fileno(), b".")
+            guard.attempt(os.write, self._poke.fileno(), b"!" if hurry else b".")
 
     def _send_here(self) -> None:
         from autolog.sender import ThreadHost, deliver  # The thread host imports mlflow here, so not before.
 
         assert self.folder is not None
-        guard.run("deliver from a thread", deliver, self.folder, ThreadHost(self._sender_wake, self.closing))
+        guard.run(
+            "deliver from a thread",
+            deliver,
+            self.folder,
+            ThreadHost(self._sender_wake, self._sender_hurry, self.closing),
+        )
 
     def after_fork_in_child(self) -> None:
         """Disown everything in a forked child: threads are gone, locks may be held, the spool is the parent's."""
