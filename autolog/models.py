@@ -79,6 +79,38 @@ def dumps(value: object) -> bytes:
     return buffer.getvalue()
 
 
+def pickled_estimator(
+    estimator: Any,
+    signature: Mapping[str, str] | None,
+    example: Mapping[str, Any] | None,
+    *,
+    also: Iterable[str] = (),
+) -> ModelSnapshot:
+    """Return the snapshot of a scikit-learn estimator, as ``mlflow.sklearn.save_model`` with cloudpickle lays it out.
+
+    also: modules whose distributions it needs besides those that its pickle names.
+
+    Raises: what pickling raises for an estimator that cannot be pickled.
+    """
+    data = dumps(estimator)
+    predicts = hasattr(estimator, "predict")
+    return ModelSnapshot(
+        flavor="sklearn",
+        flavor_config={
+            "pickled_model": "model.pkl",
+            "sklearn_version": sys.modules["sklearn"].__version__,
+            "serialization_format": "cloudpickle",
+            "code": None,
+        },
+        files={"model.pkl": data},
+        loader_module="mlflow.sklearn" if predicts else None,
+        pyfunc_config={"model_path": "model.pkl", "predict_fn": "predict"} if predicts else {},
+        signature=signature,
+        requirements=lambda: requirements_for({"sklearn", "cloudpickle", *also, *pickled_modules(data)}),
+        example=example,
+    )
+
+
 def pickled_modules(data: bytes) -> set[str]:
     """Return the top-level modules that a pickle imports when it is loaded, read off its opcodes, nothing loaded."""
     modules: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from autolog import datasets, guard, models, predictions, signature
@@ -168,31 +168,9 @@ def _sample(X: Any, y: Any, weight: Any) -> tuple[Any, Any, Any, int]:
 
 
 def _snapshot(estimator: Any, X: Any, predicted: Predicted | None, config: Any) -> ModelSnapshot:
-    """Take the estimator's bytes and signature, as ``mlflow.sklearn.save_model`` with cloudpickle lays them out."""
-    import sklearn
-
-    data = models.dumps(estimator)
     made = None
     if config.log_model_signatures:
         outputs = signature.schema(predicted.output) if predicted is not None else None
         made = signature.signature(signature.schema(X), outputs)
-    predicts = hasattr(estimator, "predict")
-    return ModelSnapshot(
-        flavor="sklearn",
-        flavor_config={
-            "pickled_model": "model.pkl",
-            "sklearn_version": sklearn.__version__,
-            "serialization_format": "cloudpickle",
-            "code": None,
-        },
-        files={"model.pkl": data},
-        loader_module="mlflow.sklearn" if predicts else None,
-        pyfunc_config={"model_path": "model.pkl", "predict_fn": "predict"} if predicts else {},
-        signature=made,
-        requirements=_requirements(data),
-        example=signature.example(X) if config.log_input_examples else None,
-    )
-
-
-def _requirements(data: bytes) -> Callable[[], list[str]]:
-    return lambda: models.requirements_for({"sklearn", "cloudpickle", *models.pickled_modules(data)})
+    example = signature.example(X) if config.log_input_examples else None
+    return models.pickled_estimator(estimator, made, example)

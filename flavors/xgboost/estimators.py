@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from autolog import datasets, guard, predictions, signature
+from autolog import datasets, guard, models, predictions, signature
 from autolog.models import ModelSnapshot
 from autolog.patching import Call, TrainingFailed
 from autolog.run import Run
@@ -162,7 +162,7 @@ def _say_finished(made: Fitting, form: _Form | None) -> None:
         if form is not None and form.portable and raw is not None:
             return form.pack(raw)
         inputs, example = (form.signature, form.example) if form is not None else (None, None)
-        return snapshots.pickled_snapshot(estimator, inputs, example)
+        return models.pickled_estimator(estimator, inputs, example, also=("xgboost",))
 
     if rounds is not None and made.trainings == 1 and booster is not None:
         key = outcome.say_finished(rounds, booster, model, rounds.best_step(booster))

@@ -68,33 +68,6 @@ def _snapshot(
     )
 
 
-def pickled_snapshot(
-    estimator: Any, made: Mapping[str, str] | None, example: Mapping[str, Any] | None
-) -> ModelSnapshot:
-    """Return the snapshot of an estimator that is more than its booster, pickled as MLflow's sklearn flavor has it."""
-    import sklearn
-
-    data = models.dumps(estimator)
-    predicts = hasattr(estimator, "predict")
-    return ModelSnapshot(
-        flavor="sklearn",
-        flavor_config={
-            "pickled_model": "model.pkl",
-            "sklearn_version": sklearn.__version__,
-            "serialization_format": "cloudpickle",
-            "code": None,
-        },
-        files={"model.pkl": data},
-        loader_module="mlflow.sklearn" if predicts else None,
-        pyfunc_config={"model_path": "model.pkl", "predict_fn": "predict"} if predicts else {},
-        signature=made,
-        requirements=lambda: models.requirements_for(
-            {"xgboost", "sklearn", "cloudpickle", *models.pickled_modules(data)}
-        ),
-        example=example,
-    )
-
-
 def is_portable(estimator: Any) -> bool:
     """Return whether MLflow's xgboost flavor can make this estimator anew: its class without arguments, and a booster.
 
