@@ -39,26 +39,25 @@ class Outcome(Generic[T]):
 
 def attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> Outcome[T]:
     """Call `function` and return its value or its error; nothing is reported."""
-    error: list[Exception] = []
-    value = _call(error.append, function, args, kwargs)
-    return Outcome(value, error[0] if error else None)
+    errors: list[Exception] = []
+    value = run(errors.append, function, *args, **kwargs)
+    return Outcome(value, errors[0] if errors else None)
 
 
-def _call(failed: Callable[[Exception], object], function: Callable[..., T], args: Any, kwargs: Any) -> T | None:
+def run(what: str | Callable[[Exception], object], function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    """Call `function`; on an error report it once and return None.
+
+    what: a phrase for people that completes "mlflow-autolog could not ...", or what takes the error instead.
+    """
+    # Several times per training step: so nothing is made here, neither an Outcome nor a closure.
     try:
         return function(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - this is the one place
-        failed(error)
+        if isinstance(what, str):
+            report(what, error)
+        else:
+            what(error)
         return None
-
-
-def run(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-    """Call `function`; on an error report it once and return None.
-
-    what: a phrase for people that completes "mlflow-autolog could not ...".
-    """
-    # Several times per training step: so no Outcome is made, which costs as much as all the rest of this.
-    return _call(lambda error: report(what, error), function, args, kwargs)
 
 
 def report(what: str, error: BaseException) -> None:
