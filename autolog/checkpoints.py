@@ -18,7 +18,8 @@ class Checkpoints:
     """The policy for step-indexed checkpoints.
 
     every: "auto" (about once a minute, and never more than 1 % of the training time; always one at the end),
-        "epoch", "<n> epochs", "<n> steps" (boosting rounds are steps), "<n> s|min|h", or "end" for the last one only.
+        "<n> steps" (boosting rounds are steps), "<n> s|min|h", or "end" for the last one only. "epoch" and "<n> epochs"
+        are understood; no flavor follows epochs yet, so that they keep the last one only.
     keep_last: how many of the latest to keep; None keeps all.
     keep_best: how many of the best by `monitor` to keep besides.
     monitor: name of the metric that decides what is best.
