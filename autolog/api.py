@@ -257,8 +257,8 @@ def flush(timeout: float = 30.0) -> bool:
     return done
 
 
-def _problems(kind: str) -> list[str]:
-    """Return what the sender says that it could not do, of one kind: "store" or "refused"."""
+def _problems() -> list[tuple[str, str]]:
+    """Return what the sender says that it could not do, as (kind, message), kind "store" or "refused"."""
     writer = runtime.writer
     if writer is None or writer.folder is None or not (writer.folder / "spool.db").exists():
         return []
@@ -266,22 +266,23 @@ def _problems(kind: str) -> list[str]:
 
     spool = Spool(writer.folder)
     try:
-        return [message for _, found, message in spool.problems() if found == kind]
+        return [(kind, message) for _, kind, message in spool.problems()]
     finally:
         spool.close()
 
 
 def _say_problems() -> None:
     """Repeat, once each, what the sender could not do."""
-    for message in _problems("store"):
-        guard.say_once(
-            message,
-            "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as soon as "
-            "the store answers, or later with: autolog sync",
-            message,
-        )
-    for message in _problems("refused"):
-        guard.say_once(message, "mlflow-autolog: %s. Everything else is recorded.", message)
+    for kind, message in _problems():
+        if kind == "store":
+            guard.say_once(
+                message,
+                "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as soon "
+                "as the store answers, or later with: autolog sync",
+                message,
+            )
+        else:
+            guard.say_once(message, "mlflow-autolog: %s. Everything else is recorded.", message)
 
 
 def remote_id(run: Run, timeout: float) -> str | None:
@@ -381,7 +382,7 @@ def status() -> dict[str, Any]:
         },
         "writer": writer.snapshot() if writer is not None else None,
         "backlog": backlog,
-        "problems": _problems("store") + _problems("refused"),
+        "problems": [message for _, message in _problems()],
         "errors": [f"could not {what}: {type(error).__name__}: {error}" for what, error in guard.swallowed],
     }
 
@@ -408,7 +409,7 @@ def _at_exit() -> None:
     else:
         # A training that ended well has, whatever becomes of a model that is still being saved.
         writer.end_runs()
-        waiting = guard.attempt(_problems, "store").value or []
+        waiting = [message for kind, message in guard.attempt(_problems).value or [] if kind == "store"]
         guard.logger().warning(
             "mlflow-autolog: %s. Nothing is lost: what is not delivered yet is kept in %s and delivered in the "
             "background while this machine runs; to deliver it by hand: autolog sync",

@@ -146,7 +146,9 @@ class Delivery:
         # Anything else must find what was said before it in the store.
         self._flush(record.run)
         handler = self._HANDLERS[type(record)]
-        sent = guard.attempt(handler, self, record)
+        # Only a derivation sends points itself; whether they may have been sent before is known here.
+        more = {"uncertain": uncertain} if isinstance(record, Derive) else {}
+        sent = guard.attempt(handler, self, record, **more)
         if sent.error is not None:
             if transient(sent.error):
                 raise sent.error
@@ -218,7 +220,7 @@ class Delivery:
         linked = again and any(output.model_id == model_id for output in client.get_run(run_id).outputs.model_outputs)
         if not linked:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
-        if record.metrics_since is not None and not run["uri"].startswith("file:"):
+        if record.metrics_since is not None and not _is_file_store(run):
             self._link_by_hand(client, run_id, model_id, record.metrics_since)
         self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
 
@@ -231,7 +233,7 @@ class Delivery:
         recent = [metric for metric in stored if metric.timestamp >= since]
         linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id) for m in recent]
         for start in range(0, len(linked), BATCH_METRICS):
-            client.log_batch(run_id, metrics=linked[start : start + BATCH_METRICS], synchronous=True)
+            self._log_batch(client, run_id, linked[start : start + BATCH_METRICS], [], [])
 
     def _create_model(
         self, client: MlflowClient, record: DeclareModel, run_id: str, experiment_id: str, *, look_up: bool
@@ -297,7 +299,7 @@ class Delivery:
                 self._clients_for(known.detail).delete_logged_model(known.remote)
                 self._spool.bind(f"model:{model}", known.remote, self._me, {**known.detail, "state": "dropped"})
 
-    def _derive(self, record: Derive) -> None:
+    def _derive(self, record: Derive, *, uncertain: bool) -> None:
         blob = self._spool.blobs / record.blob
         if not blob.exists():  # Delivered before a crash that came between the delivery and its acknowledgement.
             return
@@ -305,7 +307,7 @@ class Delivery:
         points = Points(record.run, record.step, record.time, values, record.model, record.dataset)
         batch = self._batches.setdefault(record.run, _Batch())
         batch.metrics.extend(self._metrics(points))
-        batch.uncertain = True
+        batch.uncertain = uncertain
         self._flush(record.run)
         blob.unlink()
 
@@ -317,7 +319,7 @@ class Delivery:
         self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "state": "ended"})
         self._places.pop(record.run, None)
 
-    _HANDLERS: dict[type, Callable[[Any, Any], None]] = {
+    _HANDLERS: dict[type, Callable[..., None]] = {
         OpenRun: _open_run,
         DatasetInput: _dataset,
         Text: _text,
@@ -335,7 +337,7 @@ class Delivery:
         model = self._spool.lookup(f"model:{record.model}") if record.model else None
         _, run_id, detail = self._where(record.run)
         name, digest = record.dataset or (None, None)
-        if detail["uri"].startswith("file:"):
+        if _is_file_store(detail):
             # MLflow's file store reads a metric that is linked to a dataset back as one of step 0.
             name = digest = None
         for key, value in record.values.items():
@@ -431,6 +433,10 @@ class Delivery:
         self._spool.problem("refused", f"{what} was refused by the store: {_short(error)}")
 
 
+def _is_file_store(detail: dict[str, str]) -> bool:
+    return detail["uri"].startswith("file:")
+
+
 def _connect(uri: str) -> MlflowClient:
     newstore.make_ready(uri, _create_sqlite_store)
     return MlflowClient(tracking_uri=uri)
@@ -466,8 +472,12 @@ def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
     claimant = f"{OWNER}{os.getpid()}"
     if not spool.claim(key, claimant):
         return None
-    client = guard.attempt(_connect, absolute_uri(record.tracking_uri, record.cwd))
-    made = guard.attempt(open_remote, spool, client.value, record, claimant) if client.value is not None else client
+
+    def create() -> str:
+        client = _connect(absolute_uri(record.tracking_uri, record.cwd))
+        return open_remote(spool, client, record, claimant)
+
+    made = guard.attempt(create)
     if made.error is not None:
         spool.unclaim(key)
         raise made.error

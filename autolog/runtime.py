@@ -92,9 +92,9 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None)
             return run
         parent = first
     run = Run(to, config, flavor, opening=opening, parent=parent, name=name)
-    run.tags({"mlflow.autologging": flavor, **config.extra_tags})
     main_file = beside.source_name()
-    run.tags({"mlflow.source.name": main_file, "mlflow.source.type": "LOCAL"})
+    source = {"mlflow.source.name": main_file, "mlflow.source.type": "LOCAL"}
+    run.tags({"mlflow.autologging": flavor, **config.extra_tags, **source})
     if not by_flavor:
         run.later("read the git commit", lambda: _context(run, main_file))
         _open[run.key] = (run, threading.get_ident())
