@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # torch comes first and alone: where the package index offers a build for the CPU, no CUDA packages follow it.
 TORCH := torch==2.13.0
 
-.PHONY: help venv demo test test-fast lint types bench
+.PHONY: help venv demo test test-fast lint types bench docs
 
 help:
 	@echo "make demo    train in four frameworks, rank, register, serve and ask the models"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   bare, mlflow-autolog and MLflow's own autologging side by side (BENCH='sklearn --repeat 5')"
+	@echo "make docs    the documentation in site/, with no warnings; its tables are those of real trainings"
 	@echo "make venv    the environment in $(VENV), with all frameworks"
 
 # -- environment: one stamp for each set of extras; a changed pyproject.toml installs again ---------------------------
@@ -53,7 +54,7 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x tests/test_architecture.py tests/core
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/core tests/flavors tests/system
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/core tests/flavors tests/system
 
 # -- figures ----------------------------------------------------------------------------------------------------------
 
@@ -61,3 +62,8 @@ BENCH ?=
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+docs: $(VENV)/.installed-test $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

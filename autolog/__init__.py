@@ -5,7 +5,21 @@
 """
 
 from autolog.api import Checkpoints, LastRun, autolog, disable, flush, last_run, paused, status
+from autolog.carry import carry
+from autolog.resuming import Resumed, resume
 
 __version__ = "0.1.0"
 
-__all__ = ["Checkpoints", "LastRun", "autolog", "disable", "flush", "last_run", "paused", "status"]
+__all__ = [
+    "Checkpoints",
+    "LastRun",
+    "Resumed",
+    "autolog",
+    "carry",
+    "disable",
+    "flush",
+    "last_run",
+    "paused",
+    "resume",
+    "status",
+]

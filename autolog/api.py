@@ -14,12 +14,13 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from autolog import beside, guard, imports, registry, runtime, scope
+from autolog import beside, endings, guard, imports, registry, runtime, scope
 from autolog.checkpoints import Checkpoints
 from autolog.config import Config, resolve
 
 if TYPE_CHECKING:
     from autolog.run import Run
+    from autolog.writer import Writer
 
 _UNSET: Any = object()
 _stack = ExitStack()
@@ -37,12 +38,19 @@ def autolog(
     log_model_signatures: bool = _UNSET,
     log_input_examples: bool = _UNSET,
     log_post_training_metrics: bool = _UNSET,
+    log_system_metrics: bool = _UNSET,
     disable: bool = _UNSET,
     exclusive: bool = _UNSET,
     silent: bool = _UNSET,
     extra_tags: Mapping[str, str] | None = _UNSET,
     exclude_flavors: Sequence[str] = _UNSET,
     registered_model_name: str | None = _UNSET,
+    serialization_format: str | None = _UNSET,
+    max_tuning_runs: int | str | None = _UNSET,
+    max_points: int | str | None = _UNSET,
+    spool_limit: int = _UNSET,
+    importance_types: Sequence[str] | None = _UNSET,
+    pos_label: Any = _UNSET,
     disable_for_unsupported_versions: bool = _UNSET,
     checkpoints: Checkpoints = _UNSET,
     sender: str = _UNSET,
@@ -58,12 +66,23 @@ def autolog(
     tracking_uri: where to record; default is what MLflow in this process uses, else MLflow's own default store.
     experiment: name of the experiment, made when new; default is what MLflow in this process uses.
     log_models, log_datasets, log_model_signatures, log_input_examples, log_post_training_metrics: what to record.
+    log_system_metrics: record processor, memory, disk, network and GPU of the machine under MLflow's own names
+        ``system/...``, every 10 seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL), from outside this process. Needs
+        ``pip install "mlflow-autolog[system]"``.
     disable: switch everything off, as :func:`disable`.
     exclusive: never record into a run that the user started; open one of our own instead.
     silent: no messages of ours at all.
     extra_tags: tags for every run.
     exclude_flavors: names of flavors not wanted.
     registered_model_name: register each final model under this name.
+    serialization_format: how models are written: "skops", "cloudpickle" or "pickle" (scikit-learn), "pickle" or "pt2"
+        (PyTorch), "ubj" or "json" (XGBoost). None chooses for each model, as does a flavor that lacks the format.
+    max_tuning_runs: child runs for the best candidates of a search over parameters; None or "all" for all of them.
+    max_points: how many points of a metric are kept as they are; those beyond become means of several, with minimum,
+        maximum and last value (see :mod:`autolog.coalescing`); None or "all" keeps all.
+    spool_limit: megabytes that may wait on disk while the store is away, before metrics are coalesced in that way.
+    importance_types: feature importances of XGBoost: "weight", "gain", "cover", "total_gain", "total_cover".
+    pos_label: the positive class of binary training metrics; None averages over classes, weighted by support.
     disable_for_unsupported_versions: leave frameworks alone whose version is outside the supported range.
     checkpoints: when to snapshot models that train step by step, and what to keep.
     sender: "process" delivers from a child process that outlives this one, "thread" from a thread of this one.
@@ -85,12 +104,19 @@ def autolog(
             ("log_model_signatures", log_model_signatures),
             ("log_input_examples", log_input_examples),
             ("log_post_training_metrics", log_post_training_metrics),
+            ("log_system_metrics", log_system_metrics),
             ("disable", disable),
             ("exclusive", exclusive),
             ("silent", silent),
             ("extra_tags", extra_tags),
             ("exclude_flavors", exclude_flavors),
             ("registered_model_name", registered_model_name),
+            ("serialization_format", serialization_format),
+            ("max_tuning_runs", max_tuning_runs),
+            ("max_points", max_points),
+            ("spool_limit", spool_limit),
+            ("importance_types", importance_types),
+            ("pos_label", pos_label),
             ("disable_for_unsupported_versions", disable_for_unsupported_versions),
             ("checkpoints", checkpoints),
             ("sender", sender),
@@ -152,6 +178,7 @@ def _switch_on(wanted: list[str]) -> None:
     if not _exit_registered:
         _exit_registered = True
         atexit.register(_at_exit)
+        endings.watch()
     for name in wanted:
         _watch(name, partial(_framework_imported, name))
     _watch("mlflow.tracking.fluent", _mlflow_imported)
@@ -179,6 +206,9 @@ def _framework_imported(name: str, module: ModuleType) -> None:
         _watched.add("threads")
         _stack.callback(_watched.discard, "threads")
         install(_stack, threading.Thread, "start", scope.start_thread)
+        install(_stack, sys, "exit", endings.leave)
+        _stack.callback(endings.watch_cells(_finish, _after_cell))
+        _stack.callback(endings.watch_threads(_finish_here))
     _patch(name, module)
 
 
@@ -230,8 +260,8 @@ def _user_run_ends(run_id: str) -> None:
 def disable() -> None:
     """Stop recording and take all patches back. Runs that are open between calls are ended; nothing said is lost."""
     runtime.enabled = False
+    _finish("FINISHED", None)
     for flavor in registry.loaded():
-        guard.run(f"finish {flavor.name}", flavor.finish, "FINISHED", None)
         if flavor.patched:
             guard.run(f"unpatch {flavor.name}", flavor.unpatch)
     _stack.close()
@@ -274,15 +304,7 @@ def _problems() -> list[tuple[str, str]]:
 def _say_problems() -> None:
     """Repeat, once each, what the sender could not do."""
     for kind, message in _problems():
-        if kind == "store":
-            guard.say_once(
-                message,
-                "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as soon "
-                "as the store answers, or later with: autolog sync",
-                message,
-            )
-        else:
-            guard.say_once(message, "mlflow-autolog: %s. Everything else is recorded.", message)
+        guard.say_problem(kind, message)
 
 
 def remote_id(run: Run, timeout: float) -> str | None:
@@ -387,35 +409,78 @@ def status() -> dict[str, Any]:
     }
 
 
+def _finish(status: str, error: BaseException | None) -> None:
+    """End the runs that stay open between calls."""
+    for flavor in registry.loaded():
+        guard.run(f"finish {flavor.name}", flavor.finish, status, error)
+
+
+def _after_cell() -> None:
+    """Show below a notebook's cell what was trained in it."""
+    if runtime.writer is not None and runtime.writer.ledger is not None:
+        from autolog import summary
+
+        summary.after_cell(runtime.writer, runtime.config)
+
+
+def _finish_here(status: str, error: BaseException | None) -> None:
+    """End the runs of this thread that stay open between calls."""
+    for flavor in registry.loaded():
+        guard.run(f"finish {flavor.name}", flavor.finish_here, status, error)
+
+
+def _end_open(status: str, error: BaseException | None) -> None:
+    """End every run of ours that is open."""
+    _finish(status, error)
+    for run in runtime.open_runs():
+        guard.run("end the run", run.end, status, error)
+        runtime.closed(run)
+
+
 def _at_exit() -> None:
     """End what is open with the status that the process ends with, and deliver."""
-    # The interpreter keeps what it printed a traceback for; SystemExit is not among it.
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    interactive = hasattr(sys, "ps1")
-    state = "FINISHED"
-    if error is not None and not interactive:
-        state = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
     runtime.enabled = False
-    for flavor in registry.loaded():
-        guard.run(f"finish {flavor.name}", flavor.finish, state, error if state != "FINISHED" else None)
-    for run in runtime.open_runs():
-        guard.run("end the run", run.end, state, error if state != "FINISHED" else None)
-    writer = runtime.writer
-    if writer is None:
-        return
-    done = guard.attempt(writer.flush, runtime.config.exit_timeout)
+    state, error = endings.state()
+    _end_open(state, error)
+    if runtime.writer is not None:
+        _deliver_at_exit(runtime.writer)
+    endings.keep_exit_code(error)
+
+
+def _deliver_at_exit(writer: Writer) -> None:
+    progress = None
+    if writer.ledger is not None:
+        from autolog import summary
+
+        progress = summary.Progress(runtime.config)
+    done = guard.attempt(writer.flush, runtime.config.exit_timeout, progress)
+    if progress is not None:
+        progress.close()
+    lost = writer.dropped + writer.unwritten
+    if lost:
+        guard.logger().warning(
+            "mlflow-autolog: %d records could not be written to the disk (%s) and are lost. Training was not affected; "
+            "free some space, or set AUTOLOG_SPOOL_DIR to a folder that has it",
+            lost,
+            writer.folder,
+        )
     if done.value:
         guard.attempt(_say_problems)
     else:
         # A training that ended well has, whatever becomes of a model that is still being saved.
         writer.end_runs()
         waiting = [message for kind, message in guard.attempt(_problems).value or [] if kind == "store"]
+        reason = f"delivery takes longer than {runtime.config.exit_timeout:g} s"
+        if waiting:
+            reason = waiting[-1] if guard.first_time(waiting[-1]) else "the store still does not take it"
         guard.logger().warning(
             "mlflow-autolog: %s. Nothing is lost: what is not delivered yet is kept in %s and delivered in the "
             "background while this machine runs; to deliver it by hand: autolog sync",
-            waiting[-1] if waiting else f"delivery takes longer than {runtime.config.exit_timeout:g} s",
+            reason,
             writer.folder,
         )
+    if progress is not None:
+        guard.run("say what it recorded", summary.at_exit, writer, runtime.config)
     guard.attempt(writer.close)
 
 

@@ -69,6 +69,16 @@ def experiment_id() -> str | None:
     return chosen or os.environ.get("MLFLOW_EXPERIMENT_ID") or None
 
 
+def wants_system_metrics() -> bool:
+    """Return whether MLflow is set to record system metrics, by the variable that its own function sets, too."""
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("true", "1")
+
+
+def samples_system_metrics(run_id: str) -> bool:
+    """Return whether MLflow itself records system metrics into the user's run."""
+    return run_id in getattr(_fluent(), "run_id_to_system_metrics_monitor", {})
+
+
 def mlflow_records(flavor: str) -> bool:
     """Return whether MLflow's own autologging is on for the framework of `flavor`."""
     utils = sys.modules.get("mlflow.utils.autologging_utils")

@@ -9,6 +9,11 @@ from typing import Any
 
 from autolog.checkpoints import Checkpoints
 
+#: What ``serialization_format`` may be: scikit-learn's skops, cloudpickle and pickle; PyTorch's pickle and pt2
+#: (torch.export); XGBoost's ubj and json.
+FORMATS = ("skops", "cloudpickle", "pickle", "pt2", "ubj", "json")
+IMPORTANCES = ("weight", "gain", "cover", "total_gain", "total_cover")
+
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -29,11 +34,24 @@ class Config:
     log_model_signatures: bool = True
     log_input_examples: bool = False
     log_post_training_metrics: bool = True
+    log_system_metrics: bool = False
     disable: bool = False
     exclusive: bool = False
     silent: bool = False
     extra_tags: Mapping[str, str] = field(default_factory=dict)
     registered_model_name: str | None = None
+    #: How models are written: None chooses for each model; otherwise a format that its flavor knows.
+    serialization_format: str | None = None
+    #: Child runs of a search over parameters at most, the best ones; None means all.
+    max_tuning_runs: int | None = 5
+    #: Points of a metric that are kept as they are; those beyond are coalesced. None for all.
+    max_points: int | None = 100_000
+    #: Megabytes of records that may wait on disk for a store that is away, before metrics are coalesced.
+    spool_limit: int = 64
+    #: Kinds of feature importance that XGBoost computes, as of ``Booster.get_score``.
+    importance_types: tuple[str, ...] = ("weight",)
+    #: The class that binary training metrics of scikit-learn are of; None averages over classes, weighted.
+    pos_label: Any = None
     disable_for_unsupported_versions: bool = False
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     sender: str = "process"
@@ -49,6 +67,22 @@ class Config:
                 raise TypeError(f"{item.name} must be a non-empty text or None, not {value!r}")
         if self.sender not in ("process", "thread"):
             raise ValueError(f'sender must be "process" or "thread", not {self.sender!r}')
+        runs = self.max_tuning_runs
+        if runs is not None and (isinstance(runs, bool) or not isinstance(runs, int) or runs < 0):
+            raise ValueError(f'max_tuning_runs must be a number, or None or "all" for all, not {runs!r}')
+        limit = self.spool_limit
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"spool_limit must be a number of megabytes, at least 1, not {limit!r}")
+        points = self.max_points
+        if points is not None and (isinstance(points, bool) or not isinstance(points, int) or points < 2):
+            raise ValueError(f'max_points must be a number from 2, or None or "all" for all, not {points!r}')
+        if self.serialization_format not in (None, *FORMATS):
+            raise ValueError(
+                f"serialization_format must be None or one of {', '.join(FORMATS)}, not {self.serialization_format!r}"
+            )
+        unknown = sorted(set(self.importance_types) - set(IMPORTANCES))
+        if unknown:
+            raise ValueError(f"importance_types knows {', '.join(IMPORTANCES)}, not {', '.join(map(repr, unknown))}")
         if not isinstance(self.checkpoints, Checkpoints):
             raise TypeError(f"checkpoints must be autolog.Checkpoints(...), not {self.checkpoints!r}")
         if not isinstance(self.extra_tags, Mapping):
@@ -82,9 +116,14 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     values.update(given)
     if "sender" not in values and environ.get("DATABRICKS_RUNTIME_VERSION"):
         values["sender"] = "thread"  # A notebook's credentials live in its process only.
-    for name in ("flavors", "exclude_flavors"):
+    for name in ("flavors", "exclude_flavors", "importance_types"):
         if name in values:
             values[name] = _names(name, values[name])
+    for name in ("max_tuning_runs", "max_points"):
+        if values.get(name) == "all":
+            values[name] = None
+    if values.get("importance_types") == ():
+        del values["importance_types"]  # None, as MLflow's own argument is, means the default.
     if values.get("extra_tags") is None:
         values.pop("extra_tags", None)
     return Config(**values)
@@ -94,7 +133,7 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{argument} must be a list of flavor names, not {value!r}")
+        raise TypeError(f"{argument} must be a list of names, not {value!r}")
     return tuple(value)
 
 
@@ -109,6 +148,10 @@ def _read(name: str, kind: str, text: str) -> Any:
             return float(text)
         except ValueError:
             raise ValueError(f"{variable} must be a number of seconds, not {text!r}") from None
+    if kind.startswith("int"):
+        if text == "all" or text.isdigit():
+            return None if text == "all" else int(text)
+        raise ValueError(f'{variable} must be a whole number or "all", not {text!r}')
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind.startswith("Mapping"):
@@ -132,6 +175,8 @@ def _checkpoints(variable: str, text: str) -> Checkpoints:
     for name in ("keep_last", "keep_best"):
         if name in given:
             given[name] = None if given[name].lower() == "none" else int(given[name])
+    if "optimizer" in given:
+        given["optimizer"] = _read("checkpoints", "bool", given["optimizer"])
     try:
         return Checkpoints(**given)
     except TypeError as error:

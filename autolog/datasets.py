@@ -1,7 +1,8 @@
 """What a training used, in a time that does not depend on its size.
 
-The digest covers shape, types, names and an evenly spaced sample of the content (at most 64 rows by 64 columns), so
-that data sets that differ get different digests unless they differ only in unsampled cells. Field formats are those of
+The digest covers shape, types, names and content: all of it up to 256 KiB of an array, beyond that evenly spaced rows
+and columns, some thousand cells. Data sets that differ get different digests unless they differ only in cells that were
+not looked at. Field formats are those of
 ``mlflow.data`` (``PandasDataset``, ``NumpyDataset``, ``CodeDatasetSource``).
 """
 
@@ -16,7 +17,10 @@ from typing import Any
 
 from autolog.signature import schema
 
-_ROWS = _COLUMNS = 64
+#: Columns looked at, and rows: as many as make about this many cells, within limits.
+_COLUMNS, _CELLS, _FEWEST_ROWS, _MOST_ROWS = 64, 4096, 64, 1024
+#: Bytes of an array up to which its whole content is looked at.
+_WHOLE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,12 @@ def _indices(length: int, limit: int) -> list[int]:
     return [i * (length - 1) // (limit - 1) for i in range(limit)]
 
 
+def _rows(shape: Sequence[int]) -> list[int]:
+    """Return which rows to look at in data of this shape."""
+    columns = min(max(shape[1], 1), _COLUMNS) if len(shape) > 1 else 1
+    return _indices(shape[0], min(max(_CELLS // columns, _FEWEST_ROWS), _MOST_ROWS))
+
+
 def _feed(digest: Any, data: Any) -> bool:
     """Add `data` to the digest; False where it is of no known kind."""
     shape = getattr(data, "shape", None)
@@ -77,7 +87,7 @@ def _feed(digest: Any, data: Any) -> bool:
         _feed_array(digest, data)
     elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
         digest.update(f"list{len(data)}".encode())
-        for i in _indices(len(data), _ROWS):
+        for i in _indices(len(data), _FEWEST_ROWS * 4):
             digest.update(repr(data[i])[:1000].encode())
     else:
         return False
@@ -86,12 +96,12 @@ def _feed(digest: Any, data: Any) -> bool:
 
 def _feed_array(digest: Any, array: Any) -> None:
     digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
-    if len(array.shape) == 0:
+    if len(array.shape) == 0 or (0 < getattr(array, "nbytes", 0) <= _WHOLE and str(array.dtype) != "object"):
         sample = array
     elif len(array.shape) == 1:
-        sample = array[_indices(array.shape[0], _ROWS * 4)]
+        sample = array[_rows(array.shape)]
     else:
-        sample = array[_indices(array.shape[0], _ROWS)][:, _indices(array.shape[1], _COLUMNS)]
+        sample = array[_rows(array.shape)][:, _indices(array.shape[1], _COLUMNS)]
     sample = sample.detach().cpu().numpy() if hasattr(sample, "detach") else sample
     digest.update(repr(sample.tolist()).encode() if str(array.dtype) == "object" else sample.tobytes())
 
@@ -101,27 +111,33 @@ def _feed_sparse(digest: Any, matrix: Any) -> None:
     for part in ("data", "indices", "indptr", "row", "col"):
         values = getattr(matrix, part, None)
         if values is not None and getattr(values, "ndim", 0) == 1:
-            digest.update(values[_indices(len(values), _ROWS * 4)].tobytes())
+            digest.update(values[_rows(values.shape)].tobytes())
 
 
 def _feed_frame(digest: Any, frame: Any) -> None:
     shape = tuple(frame.shape)
     digest.update(repr(shape).encode())
-    rows = _indices(shape[0], _ROWS)
+    rows = _rows(shape)
     if len(shape) == 1:
         digest.update(f"{getattr(frame, 'name', '')}{frame.dtype}".encode())
         picked = frame.iloc[rows] if hasattr(frame, "iloc") else frame[rows]
-        digest.update(repr(picked.to_numpy().tolist()).encode())
+        _feed_values(digest, picked.to_numpy())
         return
     names = list(frame.columns)
     digest.update(repr(names[:1000]).encode())
     columns = _indices(shape[1], _COLUMNS)
-    for i in columns:
-        values = frame.iloc[:, i] if hasattr(frame, "iloc") else frame.get_column(names[i])
-        digest.update(str(values.dtype).encode())
-        picked = values.iloc[rows] if hasattr(values, "iloc") else values[rows]
-        array = picked.to_numpy()
-        digest.update(repr(array.tolist()).encode() if array.dtype.kind not in "iufbM" else array.tobytes())
+    # All cells at once: a column of a frame takes longer to get than its cells.
+    if hasattr(frame, "iloc"):
+        picked = frame.iloc[rows, columns]
+        digest.update(repr([str(dtype) for dtype in picked.dtypes]).encode())
+        _feed_values(digest, picked.to_numpy())
+    else:
+        picked = frame.select([names[i] for i in columns])[rows]
+        digest.update(f"{picked.dtypes}{picked.rows()}".encode())
+
+
+def _feed_values(digest: Any, values: Any) -> None:
+    digest.update(values.tobytes() if values.dtype.kind in "iufbM" else repr(values.tolist()).encode())
 
 
 def _schema(features: Any, targets: Any) -> str | None:

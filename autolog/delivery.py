@@ -1,71 +1,78 @@
-"""Records become MLflow client calls. With ``sender.py`` and ``mlmodel.py`` the only importer of mlflow.
-
-Limits and field names are those of ``mlflow.utils.validation`` (MLflow 3): 250 characters a key, 6,000 a parameter,
-8,000 a tag (counted here as characters), 100 parameters or tags, 1,000 metrics and 1,000 entities a batch.
-"""
+"""Records become MLflow client calls. Of the modules that do so the one that is asked; see also ``batches.py``."""
 
 from __future__ import annotations
 
-import math
+import json
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import Dataset, InputTag, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autolog import guard, mlmodel, newstore
+from autolog import attempts, endings, figures, guard, mlmodel, newstore
+from autolog.aside import Held, named
+from autolog.batches import (
+    BATCH_METRICS,
+    PARAM_LIMIT,
+    TAG_LIMIT,
+    Batch,
+    RunBatches,
+    RunGoneError,
+    clean_key,
+    clean_text,
+    cut,
+    is_gone,
+)
+from autolog.faults import Fault, fault, http_status, reason
 from autolog.records import (
     DatasetInput,
     DeclareModel,
     Derive,
     DropModels,
     EndRun,
+    Figure,
     ModelFailed,
     ModelFiles,
     OpenRun,
     Params,
     Points,
+    Record,
     Tags,
     Text,
 )
 from autolog.registry import load_flavor
-from autolog.spool import Row, Spool
+from autolog.spool import MOVED, Id, Row, Spool
+from autolog.uris import absolute_uri, without_credentials
 
-KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
-BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS = 1000, 100, 100
+#: Rows that the store fails at, one after the other, before it is taken to be the store's own failure.
+LOOK_AHEAD = 5
+#: Records that are read at a time when something behind those that fail is looked for.
+PAGE = 2000
 
 #: How claimants that are the training process itself are named, and how long the sender waits for one.
 OWNER, CLAIM_SECONDS = "owner-", 10.0
+#: How long the sender of a carried call waits for the parent's run, which another process opens.
+PARENT_SECONDS = 15.0
+
+#: Artifact locations that are reached through a tracking server, and through whatever stands before it.
+_OVER_HTTP = ("mlflow-artifacts:", "http:", "https:")
 
 #: The tags by which a run or model that was created just before a crash is found again.
 RUN_KEY, MODEL_KEY = "autolog.run", "autolog.model"
 
 
 def transient(error: BaseException) -> bool:
-    """Return whether trying again later may help: the store is away, busy, full, or refuses the credentials."""
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() >= 500 or error.get_http_status_code() in (401, 403, 408, 429)
-    # Under a database URI the store is in this process: it may be locked, full, or not complete yet.
-    raised_by = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or raised_by in ("sqlalchemy", "alembic", "sqlite3")
-
-
-class _Batch:
-    """What one ``log_batch`` call may carry for one run."""
-
-    def __init__(self) -> None:
-        self.metrics: list[Metric] = []
-        self.params: dict[str, str] = {}
-        self.tags: dict[str, str] = {}
-        self.uncertain = False
+    """Return whether trying again later may help: the store is away, busy, full, fails, or refuses the credentials."""
+    return fault(error) is not Fault.REFUSED
 
 
 class Delivery:
@@ -77,9 +84,17 @@ class Delivery:
         self._own_process = own_process
         self._me = f"sender-{os.getpid()}"
         self._clients: dict[str, MlflowClient] = {}
-        self._batches: dict[str, _Batch] = {}
+        self._batches: dict[str, Batch] = {}
+        self._senders: dict[str, RunBatches] = {}
+        self._gone: set[str] = set()
+        self._held = Held(row.record for row in spool.aside())
+        #: Rows that were set aside before: what the store does with others need not be known a second time.
+        self._returned: set[int] = set()
         self._places: dict[str, tuple[MlflowClient, str, dict[str, str]]] = {}
         self._attempted = int(spool.meta("attempted") or 0)
+        self._recovered = spool.meta("recovered") is not None
+        self._figures: list[Figure] = []
+        self._spent: list[Path] = []
 
     # -- the loop's two calls -------------------------------------------------------------------------------------
 
@@ -89,23 +104,116 @@ class Delivery:
         Before anything is sent, the sequence number that it goes up to is stored: rows at or below the stored one may
         have reached the store already and are compared with what it holds before they are sent again.
 
-        Raises: what the store raises while it cannot be reached; nothing is deleted then.
+        Raises: what the store raises while it cannot be used; nothing is deleted then.
         """
+        if self._held and any(self._held.holds(row.record) for row in rows):
+            self.send_apart(rows)
+            return
+        last = rows[-1].seq
+        self._send(rows)
+        self._spool.delivered(last)
+        self._spool.clear_problems("store")
+
+    def _send(self, rows: Sequence[Row]) -> None:
         certain_from = self._attempted
         last = rows[-1].seq
         if last > self._attempted:
             self._spool.set_meta("attempted", str(last))
             self._attempted = last
         self._batches.clear()
+        self._figures.clear()
+        self._spent.clear()
         for row in rows:
             self._one(row, uncertain=row.seq <= certain_from)
         for run in list(self._batches):
-            self._flush(run)
-        self._spool.delivered(last)
-        self._spool.clear_problems("store")
+            try:
+                self._flush(run)
+            except RunGoneError as error:
+                self._give_up(run, error)
+        self._draw()
+
+    def send_apart(self, rows: Sequence[Row]) -> None:
+        """Deliver row by row, and set those aside that the store fails at while it takes others that come later.
+
+        Where it takes none of them, it is the store that fails: nothing is set aside then.
+
+        Raises: what the store raised first, if it took nothing.
+        """
+        # Sequence numbers of rows, and what the store said; None for those that only wait for one of the others.
+        stuck: dict[int, BaseException | None] = {}
+        held = Held(row.record for row in self._spool.aside())
+        first: BaseException | None = None
+        failed = 0
+        while rows:
+            for seq, group in groupby(rows, lambda row: row.seq):
+                each = list(group)
+                if any(held.holds(row.record) for row in each):
+                    stuck[seq] = None
+                    for row in each:
+                        held.add(row.record)
+                    continue
+                sent = guard.attempt(self._send, each)
+                if sent.error is None:
+                    self._set_aside(stuck)
+                    stuck.clear()
+                    failed = 0
+                    self._spool.forget(seq)
+                    self._spool.clear_problems("store")
+                    continue
+                first = first or sent.error
+                if fault(sent.error) is Fault.AWAY:
+                    raise sent.error
+                stuck[seq] = sent.error
+                for row in each:
+                    held.add(row.record)
+                failed += seq not in self._returned
+                if failed >= LOOK_AHEAD:
+                    raise first
+            if not self._in_doubt(stuck):
+                break
+            rows = self._spool.pending(PAGE, after=rows[-1].seq)
+        if first is not None and self._in_doubt(stuck):
+            raise first
+        self._set_aside(stuck)
+
+    def _in_doubt(self, stuck: Mapping[int, BaseException | None]) -> bool:
+        """Return whether the store may be to blame for any of the errors, rather than the rows that met them."""
+        return any(
+            error is not None and fault(error) is not Fault.REFUSED and seq not in self._returned
+            for seq, error in stuck.items()
+        )
+
+    def _set_aside(self, stuck: Mapping[int, BaseException | None]) -> None:
+        if not stuck:
+            return
+        rows = self._spool.set_aside(list(stuck))
+        for row in rows:
+            self._held.add(row.record)
+        for seq, group in groupby(rows, lambda row: row.seq):
+            error = stuck[seq]
+            if error is not None:
+                self._spool.problem(
+                    "aside",
+                    f"{named(next(group).record)}: {self.explain(error)}, which takes the rest. It is set aside in "
+                    f"{self._spool.folder}, and tried again now and then, or with: autolog sync",
+                )
+
+    def take_back(self) -> bool:
+        """Have what is set aside tried again; return whether there was any."""
+        self._held = Held()
+        self._spool.clear_problems("aside")
+        returned = self._spool.take_back()
+        self._returned.update(returned)
+        return bool(returned)
 
     def close_open(self) -> None:
-        """Close what the dead training process left open: models and runs as FAILED, the user's own runs untouched."""
+        """Close what the dead training process left open: models as FAILED, runs as FAILED or, where a signal was sent,
+        as KILLED; the user's own runs untouched.
+        """
+        if (self._spool.folder / MOVED).exists():
+            return  # It went on in another spool, which says how its runs ended.
+        signalled = endings.signal_in(self._spool.folder)
+        status, cause = ("FAILED", "the training process died") if signalled is None else ("KILLED", signalled[0])
         for key, known in self._spool.keys("model:").items():
             if known.remote and known.detail.get("state") in ("created", "declared"):
                 client = self._clients_for(known.detail)
@@ -114,25 +222,38 @@ class Delivery:
         for key, known in self._spool.keys("run:").items():
             if known.remote and known.detail.get("state") == "open":
                 client = self._clients_for(known.detail)
-                self._refusable(key, client.set_tag, known.remote, "autolog.ended", "the training process died")
-                self._refusable(key, client.set_terminated, known.remote, "FAILED")
+                self._refusable(key, client.set_tag, known.remote, "autolog.ended", cause)
+                if signalled is not None:
+                    self._refusable(key, client.log_text, known.remote, signalled[1], "traceback.txt")
+                self._refusable(key, client.set_terminated, known.remote, status)
+                self._refusable(key, self._call_ended, client, known.remote, known.detail, time.time_ns() // 1_000_000)
                 self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ended"})
 
     def explain(self, error: BaseException) -> str:
         """Return one sentence for people about a store that cannot be used now."""
         uris = ", ".join(sorted(without_credentials(uri) for uri in self._clients)) or "the tracking store"
-        if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
-            return f"{uris} refuses the credentials ({_short(error)})"
-        if transient(error):
-            return f"{uris} cannot be reached ({_short(error)})"
-        return f"{uris}: {type(error).__name__}: {_short(error)}"
+        what = {
+            Fault.AWAY: "cannot be reached",
+            Fault.DENIED: "refuses the credentials" if http_status(error) in (401, 403) else "has no room for it",
+            Fault.FAILED: "fails at it",
+            Fault.REFUSED: "refuses it",
+        }[fault(error)]
+        return f"{uris} {what} ({reason(error)})"
 
     # -- one record -----------------------------------------------------------------------------------------------
 
     def _one(self, row: Row, *, uncertain: bool) -> None:
         record = row.record
+        if record.run in self._gone:
+            return
+        try:
+            self._take(record, uncertain=uncertain)
+        except RunGoneError as error:
+            self._give_up(record.run, error)
+
+    def _take(self, record: Record, *, uncertain: bool) -> None:
         if isinstance(record, Points | Params | Tags):
-            batch = self._batches.setdefault(record.run, _Batch())
+            batch = self._batches.setdefault(record.run, Batch())
             if isinstance(record, Points):
                 batch.metrics.extend(self._metrics(record))
                 batch.uncertain |= uncertain
@@ -149,10 +270,31 @@ class Delivery:
         # Only a derivation sends points itself; whether they may have been sent before is known here.
         more = {"uncertain": uncertain} if isinstance(record, Derive) else {}
         sent = guard.attempt(handler, self, record, **more)
-        if sent.error is not None:
-            if transient(sent.error):
-                raise sent.error
-            self._lost(f"a {type(record).__name__} record", sent.error)
+        if sent.error is None:
+            return
+        if isinstance(record, OpenRun) and record.adopt is None:
+            raise sent.error  # All that follows of the run would be lost with it.
+        if fault(sent.error) is not Fault.REFUSED:
+            raise sent.error
+        self._refused(record.run, f"a {type(record).__name__} record", sent.error)
+
+    def _refused(self, run: str, what: str, error: BaseException) -> None:
+        """Say that `what` of a run is lost, unless that is because the run is gone.
+
+        Raises: RunGoneError where it is.
+        """
+        if isinstance(error, RunGoneError):
+            raise error
+        if isinstance(error, MlflowException):
+            client, run_id, _ = self._where(run)
+            if is_gone(client, run_id):
+                raise RunGoneError(f"run {run_id} was deleted in the store") from error
+        self._lost(what, error)
+
+    def _give_up(self, run: str, error: BaseException) -> None:
+        self._gone.add(run)
+        self._batches.pop(run, None)
+        self._spool.problem("gone", f"{error}; what was recorded for it since then is not")
 
     def _open_run(self, record: OpenRun) -> None:
         if self._own_process and Path(record.cwd).is_dir():
@@ -162,7 +304,14 @@ class Delivery:
         key = f"run:{record.run}"
         if record.adopt:
             run = client.get_run(record.adopt)
-            detail = {"uri": uri, "state": "adopted", "experiment_id": run.info.experiment_id}
+            detail = {
+                "uri": uri,
+                "state": "adopted",
+                "experiment_id": run.info.experiment_id,
+                "name": run.info.run_name,
+            }
+            if record.system_metrics:
+                detail["system"] = "yes"
             self._spool.bind(key, record.adopt, self._me, detail)
         elif self._spool.claim(key, self._me) or not self._bound_by_owner(key):
             open_remote(self._spool, client, record, self._me)
@@ -180,12 +329,12 @@ class Delivery:
 
     def _dataset(self, record: DatasetInput) -> None:
         dataset = Dataset(
-            name=record.name,
+            name=clean_text(record.name),
             digest=record.digest,
             source_type=record.source_type,
-            source=record.source,
-            schema=record.schema,
-            profile=record.profile,
+            source=clean_text(record.source),
+            schema=record.schema and clean_text(record.schema),
+            profile=record.profile and clean_text(record.profile),
         )
         tags = [InputTag(key="mlflow.data.context", value=record.context)]
         client, run_id, _ = self._where(record.run)
@@ -193,7 +342,46 @@ class Delivery:
 
     def _text(self, record: Text) -> None:
         client, run_id, _ = self._where(record.run)
-        client.log_text(run_id, record.text, record.path)
+        client.log_text(run_id, clean_text(record.text), record.path)
+
+    def _figure(self, record: Figure) -> None:
+        # Drawn after the rest of the chunk: a picture takes as long as all numbers of a short run, and is looked at
+        # later than these.
+        self._figures.append(record)
+
+    def _draw(self) -> None:
+        """Draw and upload what was put off, then delete what it was made of. May be repeated as a whole."""
+        for record in self._figures:
+            if record.run in self._gone:
+                continue
+            drawn = guard.attempt(self._draw_one, record)
+            if drawn.error is not None:
+                if transient(drawn.error):
+                    raise drawn.error
+                try:
+                    self._refused(record.run, f"the picture {record.path}", drawn.error)
+                except RunGoneError as error:
+                    self._give_up(record.run, error)
+        for blob in self._spent:
+            blob.unlink(missing_ok=True)
+
+    def _draw_one(self, record: Figure) -> None:
+        client, run_id, _ = self._where(record.run)
+        with tempfile.TemporaryDirectory(dir=self._spool.blobs, prefix="figure-") as folder:
+            parent, _, name = record.path.rpartition("/")
+            path = Path(folder) / name
+            drawn = guard.attempt(figures.draw, record.kind, record.data, path)
+            if isinstance(drawn.error, ImportError):
+                self._spool.problem(
+                    "figures",
+                    "pictures are not drawn, their numbers are kept as JSON, because matplotlib is missing; "
+                    "run: pip install matplotlib",
+                )
+                client.log_dict(run_id, {"kind": record.kind, **record.data}, record.path + ".json")
+            elif drawn.error is not None:
+                raise drawn.error
+            else:
+                client.log_artifact(run_id, str(path), parent or None)
 
     def _declare_model(self, record: DeclareModel) -> None:
         key = f"model:{record.model}"
@@ -203,7 +391,7 @@ class Delivery:
         client, run_id, run = self._where(record.run)
         # Created, bound, linked to its run: after a death in between, what was done is looked up, not done again.
         # The store refuses to link twice.
-        again = not self._spool.claim(key, self._me)
+        again = not self._spool.claim(key, self._me) or self._recovered
         if known is None or known.remote is None:
             model = self._create_model(client, record, run_id, run["experiment_id"], look_up=again)
             detail = {
@@ -232,8 +420,7 @@ class Delivery:
         stored = client.get_run(run_id).data._metric_objs
         recent = [metric for metric in stored if metric.timestamp >= since]
         linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id) for m in recent]
-        for start in range(0, len(linked), BATCH_METRICS):
-            self._log_batch(client, run_id, linked[start : start + BATCH_METRICS], [], [])
+        self._to(client, run_id).again(linked)
 
     def _create_model(
         self, client: MlflowClient, record: DeclareModel, run_id: str, experiment_id: str, *, look_up: bool
@@ -248,7 +435,7 @@ class Delivery:
             experiment_id,
             name=record.name,
             source_run_id=run_id,
-            params={clean_key(k): _cut(v, PARAM_LIMIT) for k, v in record.params.items()},
+            params={clean_key(k): cut(clean_text(v), PARAM_LIMIT) for k, v in record.params.items()},
             tags={**record.tags, MODEL_KEY: record.model},
         )
 
@@ -259,19 +446,37 @@ class Delivery:
             return
         client = self._clients_for(known.detail)
         folder = self._spool.blobs / record.blob
+        package = self._finished(folder, record)
         mlmodel.compose(
             folder,
-            record.package,
+            package,
             model_id=known.remote,
             run_id=known.detail["run_id"],
             artifact_path=known.detail["artifacts"],
         )
         client.log_model_artifacts(known.remote, str(folder))
+        if known.detail["artifacts"].startswith(_OVER_HTTP):
+            _check_uploaded(client, known.remote, folder)
+        if package.get("tags"):
+            client.set_logged_model_tags(known.remote, package["tags"])
         client.finalize_logged_model(known.remote, LoggedModelStatus.READY)
         if known.detail["register_as"]:
             self._register(client, known.remote, known.detail)
         self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ready"})
         mlmodel.discard(folder)
+
+    def _finished(self, folder: Path, record: ModelFiles) -> Mapping[str, Any]:
+        """Have the flavor complete the model's files, where it asked for that."""
+        flavor = record.package.get("finish")
+        if not flavor:
+            return record.package
+        done = guard.attempt(lambda: load_flavor(flavor).finish_model(folder, record.package))
+        if done.value is None:
+            # Said once, however many checkpoints it is true of.
+            why = reason(done.error or TypeError("nothing was returned"))
+            self._spool.problem("refused", f"models stay in their first format, as they cannot be converted: {why}")
+            return record.package
+        return done.value
 
     def _register(self, client: MlflowClient, model_id: str, detail: dict[str, str]) -> None:
         name = detail["register_as"]
@@ -288,7 +493,7 @@ class Delivery:
         known = self._spool.lookup(key)
         if known is not None and known.remote is not None:
             client = self._clients_for(known.detail)
-            client.set_logged_model_tags(known.remote, {"autolog.failed": _cut(record.reason, TAG_LIMIT)})
+            client.set_logged_model_tags(known.remote, {"autolog.failed": cut(record.reason, TAG_LIMIT)})
             client.finalize_logged_model(known.remote, LoggedModelStatus.FAILED)
             self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "failed"})
 
@@ -303,26 +508,51 @@ class Delivery:
         blob = self._spool.blobs / record.blob
         if not blob.exists():  # Delivered before a crash that came between the delivery and its acknowledgement.
             return
-        values = load_flavor(record.flavor).derive(record.what, blob)
-        points = Points(record.run, record.step, record.time, values, record.model, record.dataset)
-        batch = self._batches.setdefault(record.run, _Batch())
+        made = load_flavor(record.flavor).derive(record.what, blob)
+        points = Points(record.run, record.step, record.time, made.metrics, record.model, record.dataset)
+        batch = self._batches.setdefault(record.run, Batch())
         batch.metrics.extend(self._metrics(points))
         batch.uncertain = uncertain
         self._flush(record.run)
-        blob.unlink()
+        # For who says at the end what was recorded.
+        known = json.loads(self._spool.meta(f"derived:{record.run}") or "{}")
+        known |= {name: (record.step, value) for name, value in made.metrics.items()}
+        self._spool.set_meta(f"derived:{record.run}", json.dumps(known, default=float))
+        for path, text in made.texts.items():
+            self._text(Text(record.run, path, text))
+        self._figures += [Figure(record.run, path, kind, data) for path, (kind, data) in made.figures.items()]
+        self._spent.append(blob)
 
     def _end_run(self, record: EndRun) -> None:
         client, run_id, detail = self._where(record.run)
         if detail["state"] == "adopted":
+            if detail.pop("system", None):
+                self._spool.bind(f"run:{record.run}", run_id, self._me, detail)
             return  # The user's own run ends when the user ends it.
         client.set_terminated(run_id, record.status, record.end_time)
+        self._call_ended(client, run_id, detail, record.end_time)
         self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "state": "ended"})
         self._places.pop(record.run, None)
+
+    def _call_ended(self, client: MlflowClient, run_id: str, detail: Mapping[str, str], end_time: int) -> None:
+        """Do what the end of a carried call's run entails for other runs; `detail` is what is kept of the run."""
+        parent = detail.get("parent_id")
+        if not parent and detail.get("parent"):
+            found = _find_run(client, detail["experiment_id"], detail["parent"])
+            if found is None:
+                raise LookupError(f"the run that run {run_id} is a part of is not in the store")
+            parent = str(found.info.run_id)
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent)
+        if detail.get("attempted"):
+            attempts.settle(client, detail["experiment_id"], detail["attempted"])
+        if parent and detail.get("ends_parent"):
+            attempts.end_parent(client, detail["experiment_id"], parent, end_time)
 
     _HANDLERS: dict[type, Callable[..., None]] = {
         OpenRun: _open_run,
         DatasetInput: _dataset,
         Text: _text,
+        Figure: _figure,
         DeclareModel: _declare_model,
         ModelFiles: _model_files,
         ModelFailed: _model_failed,
@@ -357,45 +587,16 @@ class Delivery:
         if batch is None:
             return
         client, run_id, _ = self._where(run)
-        metrics = self._unsent(client, run_id, batch.metrics) if batch.uncertain else batch.metrics
-        params = self._fit_params(client, run_id, batch.params)
-        tags = [RunTag(clean_key(k), _cut(v, TAG_LIMIT)) for k, v in batch.tags.items()]
-        while metrics or params or tags:
-            now = (metrics[:BATCH_METRICS], params[:BATCH_PARAMS], tags[:BATCH_TAGS])
-            # 1,000 entities in all.
-            now = (now[0][: 1000 - len(now[1]) - len(now[2])], now[1], now[2])
-            self._log_batch(client, run_id, *now)
-            metrics, params, tags = metrics[len(now[0]) :], params[len(now[1]) :], tags[len(now[2]) :]
+        self._to(client, run_id).send(batch)
 
-    def _log_batch(
-        self, client: MlflowClient, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]
-    ) -> None:
-        sent = guard.attempt(client.log_batch, run_id, metrics=metrics, params=params, tags=tags, synchronous=True)
-        if sent.error is None:
-            return
-        if transient(sent.error):
-            raise sent.error
-        if len(metrics) + len(params) + len(tags) == 1:
-            what = [*metrics, *params, *tags][0]
-            self._lost(f"{type(what).__name__.lower()} {what.key!r} of run {run_id}", sent.error)
-            return
-        # Something in it is refused: halve, so that only that something is lost.
-        for half in _halves(metrics, params, tags):
-            self._log_batch(client, run_id, *half)
+    def _to(self, client: MlflowClient, run_id: str) -> RunBatches:
+        sender = self._senders.get(run_id)
+        if sender is None:
+            sender = self._senders[run_id] = RunBatches(client, run_id, lost=self._lost, said=self._limit)
+        return sender
 
-    def _unsent(self, client: MlflowClient, run_id: str, metrics: list[Metric]) -> list[Metric]:
-        held: dict[str, set[tuple[int, int, str]]] = {}
-        for key in {metric.key for metric in metrics}:
-            history = client.get_metric_history(run_id, key)
-            held[key] = {(point.timestamp, point.step, repr(float(point.value))) for point in history}
-        # MLflow stores infinities as the largest float.
-        return [m for m in metrics if (m.timestamp, m.step, repr(_as_stored(m.value))) not in held[m.key]]
-
-    def _fit_params(self, client: MlflowClient, run_id: str, params: dict[str, str]) -> list[Param]:
-        long = {k: v for k, v in params.items() if len(v) > PARAM_LIMIT or len(k) > KEY_LIMIT}
-        if long:
-            client.log_dict(run_id, long, "autolog/long_params.json")
-        return [Param(clean_key(k), _cut(v, PARAM_LIMIT)) for k, v in params.items()]
+    def _limit(self, message: str) -> None:
+        self._spool.problem("limit", message)
 
     # -- the store ------------------------------------------------------------------------------------------------
 
@@ -411,13 +612,13 @@ class Delivery:
     def _where(self, run: str) -> tuple[MlflowClient, str, dict[str, str]]:
         """Return the client, the id and what else is known of a run. Asked for every point, so kept while it is open.
 
-        Raises: LookupError for a run that was never opened in the store.
+        Raises: RunGoneError for a run that was never opened in the store.
         """
         place = self._places.get(run)
         if place is None:
             known = self._spool.lookup(f"run:{run}")
             if known is None or known.remote is None:
-                raise LookupError(f"run {run} was never opened in the store")
+                raise RunGoneError(f"run {run} was never opened in the store")
             place = self._places[run] = self._clients_for(known.detail), known.remote, known.detail
         return place
 
@@ -430,11 +631,32 @@ class Delivery:
             self._lost(what, done.error)
 
     def _lost(self, what: str, error: BaseException) -> None:
-        self._spool.problem("refused", f"{what} was refused by the store: {_short(error)}")
+        self._spool.problem("refused", f"{what} was refused by the store: {reason(error)}")
 
 
 def _is_file_store(detail: dict[str, str]) -> bool:
     return detail["uri"].startswith("file:")
+
+
+def _check_uploaded(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Look whether all files of a model arrived: what stands before a server may say yes in its place.
+
+    Raises: OSError where one did not.
+    """
+    stored: dict[str, int | None] = {}
+    folders: list[str | None] = [None]
+    while folders:
+        for item in client.list_logged_model_artifacts(model_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                stored[item.path] = item.file_size
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            size = stored.get(name, -1)
+            if size is not None and size != path.stat().st_size:
+                raise OSError(f"{name} of model {model_id} was uploaded, but is not there as a whole")
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -454,13 +676,53 @@ def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: s
 
     Called by who claimed the key: the sender, or the training process inside a logging call of the user's own.
     """
-    parent = spool.lookup(f"run:{record.parent}") if record.parent else None
-    created = _create_run(client, record, parent=parent.remote if parent else None)
+    parent = _parent(spool, client, record, claimant)
+    if parent is not None and parent.remote is not None:
+        # A child is found below its parent only in the same experiment, whatever is chosen by now.
+        record = record._replace(experiment_id=parent.detail["experiment_id"])
+    parent_id = parent.remote if parent else None
+    created = _create_run(client, record, parent=parent_id)
     run_id = str(created.info.run_id)
     uri = absolute_uri(record.tracking_uri, record.cwd)
     detail = {"uri": uri, "state": "open", "experiment_id": str(created.info.experiment_id)}
+    detail["name"] = str(created.info.run_name)
+    if record.system_metrics:
+        detail["system"] = "yes"
+    if record.call or record.ends_parent:
+        detail["parent"], detail["parent_id"] = record.parent or "", parent_id or ""
+        detail["attempted"] = record.call if record.call and record.attempt else ""
+        detail["ends_parent"] = "yes" if record.ends_parent else ""
+        if parent_id and record.ends_parent:
+            attempts.begin_parent(client, parent_id)
     spool.bind(f"run:{record.run}", run_id, claimant, detail)
     return run_id
+
+
+def _parent(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> Id | None:
+    """Return what is known of the run that the one to be opened is a child of.
+
+    The parent of a carried call belongs to another process, whose own sender may not have come to it yet: it is looked
+    for by its key, for :data:`PARENT_SECONDS` the first time; and once more when the child ends.
+    """
+    if record.parent is None:
+        return None
+    key = f"run:{record.parent}"
+    known = spool.lookup(key)
+    if record.call is None or (known is not None and known.remote is not None):
+        return known
+    if record.parent_id is not None:
+        found = client.get_run(record.parent_id)
+    else:
+        experiment_id = record.experiment_id or _experiment(client, record.experiment)
+        deadline = time.monotonic() + (PARENT_SECONDS if known is None else 0.0)
+        while (found := _find_run(client, experiment_id, record.parent)) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    if found is None:
+        spool.claim(key, claimant)
+        return None
+    detail = {"uri": "", "state": "elsewhere", "experiment_id": str(found.info.experiment_id)}
+    spool.bind(key, str(found.info.run_id), claimant, detail)
+    return spool.lookup(key)
 
 
 def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
@@ -487,13 +749,21 @@ def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
 def _create_run(client: MlflowClient, record: OpenRun, *, parent: str | None) -> Any:
     """Create the run that `record` opens, or return the one that was created just before a crash."""
     experiment_id = record.experiment_id or _experiment(client, record.experiment)
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{record.run}'", max_results=1)
-    if found:
-        return found[0]
+    found = _find_run(client, experiment_id, record.run)
+    if found is not None:
+        return found
     tags = {RUN_KEY: record.run}
+    if record.call and record.attempt:
+        tags |= {attempts.CALL: record.call, attempts.ATTEMPT: str(record.attempt)}
     if parent:
         tags[MLFLOW_PARENT_RUN_ID] = parent
     return client.create_run(experiment_id, start_time=record.start_time, tags=tags, run_name=record.name)
+
+
+def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Any:
+    """Return the run with that key, None where there is none."""
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+    return found[0] if found else None
 
 
 def _experiment(client: MlflowClient, name: str | None) -> str:
@@ -512,67 +782,5 @@ def _experiment(client: MlflowClient, name: str | None) -> str:
     return str(known.experiment_id)
 
 
-def absolute_uri(uri: str | None, cwd: str) -> str:
-    """Return the tracking URI as seen from folder `cwd`; None means MLflow's own default there."""
-    if uri is None:
-        # MLflow keeps using an existing ./mlruns file store and starts new folders on sqlite
-        # (mlflow.tracking._tracking_service.utils._get_default_tracking_uri).
-        runs = Path(cwd) / "mlruns"
-        in_files = any(meta.parent.name.isdigit() for meta in runs.glob("*/meta.yaml"))
-        uri = "mlruns" if in_files else "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        path = uri[len("sqlite:///") :]
-        if path and not path.startswith(":memory:") and not (len(path) > 1 and path[1] == ":"):
-            return f"sqlite:///{(Path(cwd) / path).as_posix()}"
-    if not urlsplit(uri).scheme:
-        return (Path(cwd) / uri).as_uri() if uri != "databricks" else uri
-    return uri
-
-
-def without_credentials(uri: str) -> str:
-    """Return `uri` without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def clean_key(key: str) -> str:
-    """Return `key` in the characters that MLflow allows in names, at most 250 of them.
-
-    MLflow allows alphanumerics, ``_ - . space : /``; XGBoost's ``@`` becomes ``_at_`` as in MLflow's own autologging.
-    """
-    key = key.replace("@", "_at_")
-    return _cut("".join(c if c.isalnum() or c in "_-. :/" else "_" for c in key), KEY_LIMIT)
-
-
-def _as_stored(value: float) -> float:
-    if math.isnan(value):
-        return value
-    if math.isinf(value):
-        return math.copysign(1.7976931348623157e308, value)
-    return float(value)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _short(error: BaseException) -> str:
-    return _cut(" ".join(str(error).split()), 300)
-
-
 def _has_code(error: BaseException, code: int) -> bool:
     return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(code)
-
-
-def _halves(*parts: list[Any]) -> list[list[list[Any]]]:
-    """Split several lists, taken as one, in the middle."""
-    middle = (sum(len(part) for part in parts) + 1) // 2
-    first, second = [], []
-    for part in parts:
-        cut = min(len(part), middle)
-        first.append(part[:cut])
-        second.append(part[cut:])
-        middle -= cut
-    return [first, second]

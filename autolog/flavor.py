@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -11,6 +12,20 @@ from typing import Any, ClassVar
 from autolog import imports, patching
 from autolog.patching import Call, Hook
 from autolog.scope import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What a flavor makes of stored arrays in the sender.
+
+    metrics: name -> value.
+    figures: path -> (kind, data), as of ``Run.figure``.
+    texts: path -> text of an artifact.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Flavor:
@@ -41,11 +56,43 @@ class Flavor:
     def finish(self, status: str, error: BaseException | None) -> None:
         """End the runs that stay open between calls, as when the interpreter exits. Most flavors have none."""
 
-    def finish_adopted(self, run_id: str) -> None:
-        """Say what is left to say about the user's own run `run_id`, which is about to end."""
+    def finish_here(self, status: str, error: BaseException | None) -> None:
+        """End the runs that stay open between calls of the calling thread, which ends by `error`."""
 
-    def derive(self, what: str, blob: Path) -> dict[str, float]:
-        """Compute metrics from the arrays in `blob`, an ``.npz``; called in the sender. See ``Run.derive``."""
+    def finish_adopted(self, run_id: str) -> None:
+        """Say what is left to say about run `run_id`, which is about to end.
+
+        run_id: id of the user's own MLflow run, or key of a carried call's run, the ``host`` of what is recorded in it.
+        """
+
+    def derive(self, what: str, blob: Path) -> Derived:
+        """Make metrics and pictures of the arrays in `blob`, an ``.npz``; called in the sender. See ``Run.derive``."""
+        raise NotImplementedError
+
+    def finish_model(self, folder: Path, package: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Complete the files of a model in `folder`, in the sender; return the package description that then holds.
+
+        For models whose snapshot names this flavor as ``finish``. After a crash it is called on the same folder again.
+        """
+        raise NotImplementedError
+
+    def model_class(self, model: Any) -> str:
+        """Return the name of the class of `model`, unwrapped, where :meth:`resume` can restore it; "" where not."""
+        return ""
+
+    def resume(
+        self,
+        folder: Path,
+        model: Any,
+        optimizers: Sequence[Any],
+        schedulers: Sequence[Any],
+        scaler: Any,
+        tags: Mapping[str, str],
+    ) -> tuple[int, int]:
+        """Restore the user's objects from a model's files in `folder`; return (steps made, epochs complete).
+
+        tags: for the run that the training then goes on in.
+        """
         raise NotImplementedError
 
     # -- for patch() ----------------------------------------------------------------------------------------------

@@ -79,10 +79,30 @@ def report(what: str, error: BaseException) -> None:
 
 def say_once(key: str, message: str, *args: object) -> None:
     """Log `message` at warning level, the first time that `key` is seen in this process."""
-    marker = (key, Warning)
-    if marker not in _reported:
-        _reported.add(marker)
+    if first_time(key):
         logger().warning(message, *args)
+
+
+def first_time(key: str) -> bool:
+    """Return whether nothing of this key was said yet, and note that it is now."""
+    marker = (key, Warning)
+    if marker in _reported:
+        return False
+    _reported.add(marker)
+    return True
+
+
+def say_problem(kind: str, message: str) -> None:
+    """Say once what the sender could not do; kind: "store" where it tries again, else what was refused for good."""
+    if kind == "store":
+        say_once(
+            message,
+            "mlflow-autolog: %s. Training is not affected; what is recorded is kept on disk and delivered as soon "
+            "as the store answers, or later with: autolog sync",
+            message,
+        )
+    else:
+        say_once(message, "mlflow-autolog: %s. Everything else is recorded.", message)
 
 
 def reset() -> None:

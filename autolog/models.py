@@ -7,15 +7,15 @@ Nothing here imports mlflow or loads a model. The sender turns a :class:`ModelSn
 from __future__ import annotations
 
 import importlib.metadata
-import io
-import pickle
-import pickletools
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from autolog import pickles
+from autolog.registry import DISTRIBUTIONS
 
 Content = bytes | Callable[[Path], None]
 
@@ -31,6 +31,7 @@ class ModelSnapshot:
     signature: as of :mod:`autolog.signature`, or None.
     requirements: a function that returns exact pip requirements (on the worker thread).
     example: as of :func:`autolog.signature.example`, or None.
+    finish: name of the autologging flavor whose ``finish_model`` completes the files in the sender, or None.
     """
 
     flavor: str
@@ -41,6 +42,7 @@ class ModelSnapshot:
     signature: Mapping[str, str] | None = None
     requirements: Callable[[], list[str]] = list
     example: Mapping[str, Any] | None = None
+    finish: str | None = None
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the files below `folder` and return the package description that the sender composes from.
@@ -64,19 +66,8 @@ class ModelSnapshot:
             "requirements": self.requirements(),
             "example": dict(self.example) if self.example else None,
             "python": platform.python_version(),
+            "finish": self.finish,
         }
-
-
-def dumps(value: object) -> bytes:
-    """Pickle `value` so that it loads elsewhere: by reference, and what ``__main__`` defines by value.
-
-    The standard pickler writes the same bytes several times faster where nothing needs to go by value.
-    """
-    import cloudpickle
-
-    buffer = io.BytesIO()
-    cloudpickle.Pickler(buffer, protocol=pickle.DEFAULT_PROTOCOL).dump(value)
-    return buffer.getvalue()
 
 
 def pickled_estimator(
@@ -85,21 +76,25 @@ def pickled_estimator(
     example: Mapping[str, Any] | None,
     *,
     also: Iterable[str] = (),
+    serialization_format: str = "cloudpickle",
+    finish: str | None = None,
 ) -> ModelSnapshot:
     """Return the snapshot of a scikit-learn estimator, as ``mlflow.sklearn.save_model`` with cloudpickle lays it out.
 
     also: modules whose distributions it needs besides those that its pickle names.
+    serialization_format: "cloudpickle" or "pickle", what MLflow loads it with.
+    finish: see :class:`ModelSnapshot`.
 
     Raises: what pickling raises for an estimator that cannot be pickled.
     """
-    data = dumps(estimator)
+    data = pickles.dumps(estimator)
     predicts = hasattr(estimator, "predict")
     return ModelSnapshot(
         flavor="sklearn",
         flavor_config={
             "pickled_model": "model.pkl",
             "sklearn_version": sys.modules["sklearn"].__version__,
-            "serialization_format": "cloudpickle",
+            "serialization_format": serialization_format,
             "code": None,
         },
         files={"model.pkl": data},
@@ -108,43 +103,15 @@ def pickled_estimator(
         signature=signature,
         requirements=lambda: requirements_for({"sklearn", "cloudpickle", *also, *pickled_modules(data)}),
         example=example,
+        finish=finish,
     )
 
 
 def pickled_modules(data: bytes) -> set[str]:
-    """Return the top-level modules that a pickle imports when it is loaded, read off its opcodes, nothing loaded."""
-    modules: set[str] = set()
-    strings: list[str] = []
-    memo: list[str | None] = []
-    last: str | None = None
-    for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name == "GLOBAL":
-            modules.add(str(argument).split(" ")[0])
-        elif name == "STACK_GLOBAL":
-            if len(strings) >= 2:
-                modules.add(strings[-2])
-        elif name in ("SHORT_BINUNICODE", "BINUNICODE", "UNICODE", "BINUNICODE8"):
-            last = str(argument)
-            strings.append(last)
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            index = int(argument or 0)
-            value = memo[index] if index < len(memo) else None
-            if value is not None:
-                strings.append(value)
-            last = value
-        elif name == "MEMOIZE":
-            memo.append(last)
-            continue
-        else:
-            last = None
-        if len(strings) > 64:
-            del strings[:-8]
-    return {module.partition(".")[0] for module in modules}
+    """Return the top-level modules that a pickle refers to; nothing is imported."""
+    return {module.partition(".")[0] for module, _ in pickles.names(data)}
 
 
-#: Distributions whose name is not that of the module, for those that every model of a flavor meets.
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "cv2": "opencv-python"}
 _found: dict[str, str | None] = {}
 
 
@@ -164,7 +131,7 @@ def _requirement(module: str) -> str | None:
 
 
 def _look_up(module: str) -> str | None:
-    for name in (_DISTRIBUTIONS.get(module, module), module.replace("_", "-")):
+    for name in (DISTRIBUTIONS.get(module, module), module.replace("_", "-")):
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:

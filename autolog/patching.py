@@ -12,14 +12,14 @@ import operator
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
-from types import FrameType, ModuleType
+from types import CellType, FrameType, ModuleType
 from typing import Any
 
 import wrapt
 
-from autolog import guard, runtime, scope
+from autolog import endings, guard, runtime, scope
 from autolog.run import Run
 
 Hook = Callable[["Call"], Generator[None, Any, None]]
@@ -31,6 +31,10 @@ class TrainingFailed(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(repr(cause))
         self.cause = cause
+
+
+class WrongCall(TypeError):
+    """A call does not fit the signature of the function. Where the function agrees, it is the user's error alone."""
 
 
 class Call:
@@ -64,10 +68,14 @@ class Call:
     def arguments(self) -> dict[str, Any]:
         """What the user passed, by parameter name, defaults included.
 
-        Raises: TypeError where the call does not fit the function's signature.
+        Raises: WrongCall where the call does not fit the function's signature.
         """
         if self._arguments is None:
-            bound = inspect.signature(self.function).bind(*self.args, **self.kwargs)
+            signature = inspect.signature(self.function)
+            try:
+                bound = signature.bind(*self.args, **self.kwargs)
+            except TypeError as error:
+                raise WrongCall(str(error)) from error
             bound.apply_defaults()
             self._arguments = dict(bound.arguments)
         return self._arguments
@@ -153,10 +161,14 @@ def install(
 ) -> None:
     """Replace ``owner.name`` by a wrapper until `stack` is closed.
 
+    owner: a class or a module; or a closure cell in which a function keeps another, `name` being that one's.
     wrapper: as wrapt has it, called with (wrapped, instance, args, kwargs).
     also: names of modules where the same object stands under the same name.
     rebind: replace it, too, wherever the user's own modules bound it before (``from xgboost import train``).
     """
+    if isinstance(owner, CellType):
+        _install_in_cell(stack, owner, name, wrapper)
+        return
     original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
     made = Wrapper(original, wrapper, enabled=_is_enabled)
     made._self_name = name
@@ -170,6 +182,19 @@ def install(
             if value is original:
                 setattr(module, bound, made)
                 stack.callback(_rebind_back, module, bound, made, original)
+
+
+def _install_in_cell(stack: ExitStack, cell: CellType, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -> None:
+    original = cell.cell_contents
+    made = Wrapper(original, wrapper, enabled=_is_enabled)
+    made._self_name = name
+    cell.cell_contents = made
+
+    def undo() -> None:
+        if cell.cell_contents is made:
+            cell.cell_contents = original
+
+    stack.callback(undo)
 
 
 def _uninstall(owner: Any, name: str, made: Wrapper) -> None:
@@ -205,7 +230,8 @@ _LIBRARIES = tuple(
 )
 
 
-def _is_library(path: str | None) -> bool:
+def is_library(path: str | None) -> bool:
+    """Return whether a source file belongs to Python or an installed distribution, rather than to the user."""
     return path is None or path.startswith(_LIBRARIES) or path.startswith("<frozen")
 
 
@@ -215,7 +241,7 @@ def _user_modules() -> list[ModuleType]:
     for name, module in list(sys.modules.items()):
         if not isinstance(module, ModuleType) or name.partition(".")[0] in ("autolog", "flavors"):
             continue
-        if name == "__main__" or not _is_library(getattr(module, "__file__", None)):
+        if name == "__main__" or not is_library(getattr(module, "__file__", None)):
             found.append(module)
     return found
 
@@ -226,7 +252,7 @@ def user_frame(depth: int = 2) -> FrameType | None:
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] not in ("autolog", "flavors", "wrapt") and (
-            name == "__main__" or not _is_library(frame.f_code.co_filename)
+            name == "__main__" or not is_library(frame.f_code.co_filename)
         ):
             return frame
         frame = frame.f_back
@@ -237,11 +263,19 @@ def variable_name(value: object, frame: FrameType | None) -> str | None:
     """Return the name under which `value` itself stands in `frame`'s locals or globals; None where it has none."""
     if frame is None:
         return None
-    for names in (frame.f_locals, frame.f_globals):
-        for name, held in names.items():
-            if held is value and not name.startswith("_"):
-                return name
-    return None
+    local = frame.f_locals
+    try:
+        return _key_of(value, local) or _key_of(value, frame.f_globals)
+    finally:
+        # Up to Python 3.12 the locals of a function are a copy, which its frame keeps until it returns: what the user
+        # deletes meanwhile would live on in it. Unless somebody else has it, as locals() gives it out (the three
+        # references are the frame's, ours and the argument's).
+        if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(local) <= 3:
+            local.clear()
+
+
+def _key_of(value: object, names: Mapping[str, object]) -> str | None:
+    return next((name for name, held in names.items() if held is value and not name.startswith("_")), None)
 
 
 # -- drivers --------------------------------------------------------------------------------------------------------
@@ -302,7 +336,7 @@ def training(
             try:
                 result = _drive(flavor, hook, call)
             except BaseException as error:
-                _end(here, call, _status(error), error)
+                _end(here, call, endings.status_of(error), error)
                 raise
             _end(here, call, "FINISHED", None)
             return result
@@ -320,14 +354,6 @@ def _run_of(here: scope.Scope) -> Run:
     return here.run
 
 
-def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "KILLED"
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        return "FINISHED"
-    return "FAILED"
-
-
 def _end(here: scope.Scope, call: Call, status: str, error: BaseException | None) -> None:
     if here.run is not None and not call.keep_open:
         guard.run("end the run", here.run.end, status, error)
@@ -342,8 +368,12 @@ def _drive(flavor: str, hook: Hook, call: Call) -> Any:
     steps = hook(call)
     begun = guard.attempt(next, steps, None)
     if begun.error is not None:
+        if not isinstance(begun.error, WrongCall):
+            guard.report(what, begun.error)
+            return call.function(*args, **kwargs)
+        result = call.function(*args, **kwargs)
         guard.report(what, begun.error)
-        return call.function(*args, **kwargs)
+        return result
     try:
         result = call.function(*call.args, **call.kwargs)
     except BaseException as error:

@@ -8,6 +8,8 @@ all flavors, since scikit-learn's metric functions are called on the predictions
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -15,16 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from autolog import datasets, guard
+from autolog import datasets, guard, postprocessed
 from autolog.datasets import Dataset
-from autolog.patching import Call
+from autolog.patching import Call, is_library
 from autolog.run import Run
 
 
 class Told:
-    """What one run was told so far: how often each metric, on which data."""
+    """What one run was told so far: how often each metric, on which data.
 
-    __slots__ = ("_data", "_inputs", "_metrics", "details")
+    In a training that goes on step by step, a metric that is computed again after the next step is the next point of
+    the same series, not a second metric: counting begins anew at each step.
+    """
+
+    __slots__ = ("_data", "_inputs", "_metrics", "details", "step")
 
     def __init__(self) -> None:
         self._metrics: dict[str, int] = {}
@@ -32,6 +38,14 @@ class Told:
         self._inputs: set[tuple[str, str]] = set()
         #: What a flavor keeps of each metric, by its key.
         self.details: dict[str, Any] = {}
+        #: The step that the training is at.
+        self.step = 0
+
+    def begin_step(self, step: int) -> None:
+        """Note that the training has made another step, which what is told from here on is about."""
+        self.step = step
+        self._metrics.clear()
+        self._data.clear()
 
     def name_of(self, variable: str, data: Any) -> str:
         """Return `variable`, numbered where it named other data before: ``X``, ``X-2``."""
@@ -84,20 +98,32 @@ class Prediction:
     name: str
     dataset: Callable[[], Dataset | None]
 
-    def say(self, metric: str, value: float) -> str:
-        """Record a metric of this prediction, linked to model and dataset; return its key."""
+    def say(self, metric: str, value: float, command: str | None = None) -> str:
+        """Record a metric of this prediction, linked to model and dataset; return its key.
+
+        command: the user's call, as ``metric_info.json`` shows it.
+        """
         trained = self.trained
-        key = trained.told.key_of(metric, self.name)
+        told = trained.told
+        key = told.key_of(metric, self.name)
         dataset = guard.run("describe the evaluation data", self.dataset)
-        if dataset is not None and trained.told.is_new(dataset):
+        if dataset is not None and told.is_new(dataset):
             trained.run.dataset(dataset, "eval")
-        trained.run.metrics({key: value}, model=trained.model, dataset=dataset)
+        trained.run.metrics({key: value}, step=told.step, model=trained.model, dataset=dataset)
+        if command is not None and told.details.get(key) != command:
+            told.details[key] = command
+            trained.run.text("metric_info.json", json.dumps(dict(sorted(told.details.items())), indent=2, default=str))
         return key
 
 
 _trained: dict[int, tuple[weakref.ref[Any], Trained]] = {}
 _made: dict[int, tuple[weakref.ref[Any], Prediction]] = {}
+#: What predictions keep their numbers in, by which views of them are recognised.
+_buffers: dict[int, tuple[weakref.ref[Any], tuple[Prediction, Rows | None]]] = {}
 _local = threading.local()
+
+#: Modules whose frames stand between the user and a function that the user called: scikit-learn checks arguments there.
+_BETWEEN = frozenset({"sklearn.utils._param_validation"})
 
 
 def _put(table: dict[int, Any], key: Any, value: Any) -> None:
@@ -123,44 +149,181 @@ def trained(fitted: Any) -> Trained | None:
     return found
 
 
-def follow(output: Any, by: Trained, data: Any, variable: str, dataset: Callable[[], Dataset | None]) -> None:
-    """Remember that `output` is what `by` predicted on `data`, which the user calls `variable`."""
-    if type(output).__weakrefoffset__ > 0:  # A list or a tuple cannot be followed without keeping it alive.
-        _put(_made, output, Prediction(by, by.told.name_of(variable, data), dataset))
+def follow(
+    output: Any, by: Trained, data: Any, variable: str, dataset: Callable[[], Dataset | None], *, classes: Any = None
+) -> None:
+    """Remember that `output` is what `by` predicted on `data`, which the user calls `variable`.
+
+    classes: those of a classifier, in the order of its probabilities.
+    """
+    if type(output).__weakrefoffset__ == 0:  # A list or a tuple cannot be followed without keeping it alive.
+        return
+    prediction = Prediction(by, by.told.name_of(variable, data), dataset)
+    _put(_made, output, prediction)
+    postprocessed.remember(output, prediction, classes)
+    if not hasattr(output, "__array_interface__"):
+        return
+    owner = output.base
+    if owner is None:
+        _put(_buffers, output, (prediction, Rows.of(output)))
+    # A prediction that is itself a view: views of it are views of its buffer, which is the prediction's own where
+    # nothing else holds it (the three references are the prediction's, this frame's and the argument's).
+    elif type(owner) is type(output) and sys.getrefcount(owner) <= 3:
+        _put(_buffers, owner, (prediction, Rows.of(output)))
+
+
+class Rows:
+    """Where the rows of an array lie in memory.
+
+    start: address of the first one; stride: bytes to the next one; width: how many numbers one has.
+    """
+
+    __slots__ = ("dtype", "number", "start", "stride", "width")
+
+    def __init__(self, start: int, number: int, stride: int, width: int, dtype: Any) -> None:
+        self.start = start
+        self.number = number
+        self.stride = stride
+        self.width = width
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, array: Any) -> Rows | None:
+        """Return the rows of a numpy array; None for one that has none."""
+        if array.ndim == 0 or array.shape[0] == 0 or array.strides[0] == 0:
+            return None
+        start = array.__array_interface__["data"][0]
+        return cls(start, array.shape[0], array.strides[0], array.size // array.shape[0], array.dtype)
+
+    def taken_by(self, view: Rows) -> slice | None:
+        """Return which rows `view`, of the same buffer, takes of this array; None where its rows are not these."""
+        if view.dtype != self.dtype or view.width > self.width or view.stride % self.stride:
+            return None
+        first, step = (view.start - self.start) // self.stride, view.stride // self.stride
+        if self.width > 1 and abs(self.stride) <= self.dtype.itemsize:
+            # Fortran order: a column's rows lie side by side, so that only whole columns can be told.
+            whole = step == 1 and view.number == self.number and first % self.number == 0
+            return slice(0, self.number, 1) if whole else None
+        last = first + (view.number - 1) * step
+        if not (0 <= first < self.number and 0 <= last < self.number):
+            return None
+        return slice(first, last + 1, step) if step > 0 else slice(last, first + 1, -step)
 
 
 def origin(value: Any) -> Prediction | None:
-    """Return where `value` came from, if it is itself what a recorded model predicted."""
+    """Return where `value` came from, if it is what a recorded model predicted, or columns or rows of that.
+
+    Views are followed by the buffer that they share with the prediction. Some of the rows are data of their own: they
+    are called ``X.0-50`` for rows 0 up to 50, ``X.0-50.2`` for every second of them, and linked to no dataset.
+    """
     found: Prediction | None = _get(_made, value)
-    return found
+    if found is not None or not _buffers:
+        return found
+    owner = getattr(value, "base", None)
+    shared = _get(_buffers, owner) if owner is not None and hasattr(value, "__array_interface__") else None
+    if shared is None:
+        return None
+    prediction: Prediction
+    whole: Rows | None
+    prediction, whole = shared
+    part = Rows.of(value)
+    taken = whole.taken_by(part) if whole is not None and part is not None else None
+    if taken is None:
+        return None
+    if taken.start == 0 and taken.stop == whole.number and taken.step == 1:
+        return prediction
+    stride = "" if taken.step == 1 else f".{taken.step}"
+    name = f"{prediction.name}.{taken.start}-{taken.stop}{stride}"
+    return Prediction(prediction.trained, name, lambda: None)
 
 
 def predict(call: Call) -> Generator[None, Any, None]:
     """Hook for a model's predicting methods: remember which model made the prediction, on what."""
-    by = trained(call.instance) if by_user(call) else None
+    by = trained(call.instance)
+    if by is not None and not by_user(call):
+        by = None
     with nested():
         output = yield
     if by is None:
         return
-    data = call.args[0] if call.args else next(iter(call.kwargs.values()), None)
-    variable = call.name_of(data) or "unknown_dataset"
+    data, variable = first_argument(call)
     described = guard.run("describe the evaluation data", _describe, by.run, data, variable)
-    follow(output, by, data, variable, lambda: described)
+    classes = guard.attempt(getattr, call.instance, "classes_", None).value
+    follow(output, by, data, variable, lambda: described, classes=classes)
+
+
+def score(call: Call) -> Generator[None, Any, None]:
+    """Hook for a model's own ``score``: record its value as ``<class>_score[-k]_<data>``, as MLflow names it."""
+    by = trained(call.instance)
+    if by is not None and not by_user(call):
+        by = None
+    with nested():
+        result = yield
+    if by is None or (value := number(result)) is None:
+        return
+    name = type(call.instance).__name__
+    evaluated(call, by).say(f"{name}_score", value, command(call, f"{name}.{call.function.__name__}"))
 
 
 def metric(call: Call) -> Generator[None, Any, None]:
     """Hook for metric functions: record the value, if one of the arguments is a prediction of a recorded model."""
     prediction = None
-    if by_user(call):
+    if (_made or _buffers) and getattr(_local, "depth", 0) == 0:
         found = (origin(value) for value in (*call.args, *call.kwargs.values()))
         prediction = next((each for each in found if each is not None), None)
+        if (prediction is not None or postprocessed.waiting()) and not by_user(call):
+            prediction = None
+        elif prediction is None and postprocessed.waiting():
+            prediction = guard.attempt(postprocessed.origin, call.args, call.kwargs).value
     with nested():
         result = yield
-    if prediction is None or isinstance(result, str | bytes):
+    if prediction is None or (value := number(result)) is None:  # A confusion matrix or a curve is no metric value.
         return
-    number = guard.attempt(float, result).value
-    if number is not None:  # A confusion matrix or a curve is not a metric value.
-        prediction.say(call.function.__name__, number)
+    name = call.function.__name__
+    prediction.say(name, value, command(call, name))
+
+
+def first_argument(call: Call) -> tuple[Any, str]:
+    """Return the data that a model's method was called with, and the name of the user's variable that holds it."""
+    data = call.args[0] if call.args else next(iter(call.kwargs.values()), None)
+    return data, call.name_of(data) or "unknown_dataset"
+
+
+def evaluated(call: Call, by: Trained, position: int = 0) -> Prediction:
+    """Return what a call's metric is of, that computes the model's predictions itself; position: of the data."""
+    data = call.args[position] if len(call.args) > position else call.kwargs.get("X")
+    variable = call.name_of(data) or "unknown_dataset"
+    return Prediction(by, by.told.name_of(variable, data), lambda: _describe(by.run, data, variable))
+
+
+def number(value: Any) -> float | None:
+    """Return `value` as a metric value, None for what is none: truth values, texts, arrays of several numbers."""
+    if (
+        isinstance(value, str | bytes | bool)
+        or str(getattr(value, "dtype", "")) == "bool"
+        or getattr(value, "ndim", 0) != 0
+    ):
+        return None
+    return guard.attempt(float, value).value
+
+
+def command(call: Call, name: str) -> str:
+    """Return the user's call as text, such as ``accuracy_score(y_true=y_test, y_pred=pred, normalize=False)``.
+
+    As MLflow's autologging writes it: data by the name of its variable, or its type where it has none.
+    """
+    signature = guard.attempt(inspect.signature, call.function).value
+    names = list(signature.parameters) if signature is not None else []
+    named = [(names[i] if i < len(names) else f"arg{i}", value) for i, value in enumerate(call.args)]
+    return f"{name}({', '.join(f'{key}={_shown(call, value)}' for key, value in (*named, *call.kwargs.items()))})"
+
+
+def _shown(call: Call, value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float | complex):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 32 else value[:32] + "...")
+    return call.name_of(value) or f"<{type(value).__name__}>"
 
 
 def _describe(run: Run, data: Any, name: str) -> Dataset | None:
@@ -181,11 +344,13 @@ def by_user(call: Call) -> bool:
     """Return whether the user made this call, rather than a framework or another call that speaks for it."""
     if getattr(_local, "depth", 0) > 0:
         return False
-    frameworks = {"sklearn", str(getattr(call.function, "__module__", "")).partition(".")[0]} - {"__main__"}
+    own = str(getattr(call.function, "__module__", "")).partition(".")[0]
     frame = inspect.currentframe()
     while frame is not None:
-        root = frame.f_globals.get("__name__", "").partition(".")[0]
-        if root not in ("autolog", "flavors", "wrapt", "contextlib"):
-            return root not in frameworks
+        name = frame.f_globals.get("__name__", "")
+        root = name.partition(".")[0]
+        if root not in ("autolog", "flavors", "wrapt", "contextlib") and name not in _BETWEEN:
+            # The user's own estimator may be in the module, or the package, that uses it.
+            return root != "sklearn" and not (root == own and is_library(frame.f_code.co_filename))
         frame = frame.f_back
     return True

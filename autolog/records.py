@@ -9,8 +9,9 @@ Times are milliseconds since the epoch, as MLflow stores them.
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 
@@ -20,7 +21,12 @@ def now() -> int:
 
 
 class OpenRun(NamedTuple):
-    """A run begins. `adopt` is the id of the user's own MLflow run where there is one; it is never ended by us."""
+    """A run begins. `adopt` is the id of the user's own MLflow run where there is one; it is never ended by us.
+
+    The next four are those of a call that was carried (:mod:`autolog.carry`): the parent's id in the store, where it is
+    known; the call that this run records, where the parent belongs to another process; the number of the attempt at
+    it, 0 where it is not tried again; and whether the parent ends with the last of its calls.
+    """
 
     run: str
     start_time: int
@@ -31,6 +37,12 @@ class OpenRun(NamedTuple):
     adopt: str | None = None
     parent: str | None = None
     name: str | None = None
+    parent_id: str | None = None
+    call: str | None = None
+    attempt: int = 0
+    ends_parent: bool = False
+    #: Whether the sender is to record the machine's metrics while the run is open.
+    system_metrics: bool = False
 
 
 class Params(NamedTuple):
@@ -58,6 +70,44 @@ class Points(NamedTuple):
     dataset: tuple[str, str] | None = None
 
 
+class Block:
+    """Values of several metrics over consecutive steps, which may still grow while it waits to be written.
+
+    For metrics that a framework keeps in lists of its own: noting a step then costs an append to `times`. Whoever
+    takes the block first, the writer or the training thread, decides how far it goes; later steps are the next one's.
+    It is stored and delivered as :class:`Points`.
+
+    times: time of each step of the whole training; values: metric name -> value of each, appended to before `times`.
+    first: index in both of the first step that is this block's; step: the number of that step.
+    """
+
+    __slots__ = ("_lock", "_rows", "first", "run", "step", "taken", "times", "values")
+
+    def __init__(
+        self, run: str, step: int, times: Sequence[int], values: Mapping[str, Sequence[float]], first: int
+    ) -> None:
+        self.run = run
+        self.step = step
+        self.times = times
+        self.values = values
+        self.first = first
+        #: The index after the last step that is this block's; None while it grows.
+        self.taken: int | None = None
+        self._rows: tuple[list[int], dict[str, list[float]]] = ([], {})
+        self._lock = threading.Lock()
+
+    def take(self) -> tuple[list[int], dict[str, list[float]]]:
+        """Close the block; return its times and values. The lists may change afterwards; these are copies."""
+        with self._lock:
+            if self.taken is None:
+                end = len(self.times)
+                part = slice(self.first, end)
+                self._rows = list(self.times[part]), {name: list(v[part]) for name, v in self.values.items()}
+                self.taken = end
+                self.times, self.values = (), {}
+            return self._rows
+
+
 class DatasetInput(NamedTuple):
     """A dataset that the run used. The fields are those of MLflow's ``entities.Dataset``; `context` is its role."""
 
@@ -77,6 +127,15 @@ class Text(NamedTuple):
     run: str
     path: str
     text: str
+
+
+class Figure(NamedTuple):
+    """A picture of `kind` (see :mod:`autolog.figures`), drawn by the sender from `data`, at `path` as a text is."""
+
+    run: str
+    path: str
+    kind: str
+    data: Mapping[str, Any]
 
 
 class DeclareModel(NamedTuple):
@@ -142,8 +201,10 @@ Record = (
     | Params
     | Tags
     | Points
+    | Block
     | DatasetInput
     | Text
+    | Figure
     | DeclareModel
     | ModelFiles
     | ModelFailed
@@ -161,6 +222,7 @@ _KINDS: dict[str, type] = {
         Points,
         DatasetInput,
         Text,
+        Figure,
         DeclareModel,
         ModelFiles,
         ModelFailed,
@@ -174,6 +236,7 @@ _KINDS: dict[str, type] = {
 #: Consecutive points of one run share a row of the spool: many small rows cost several times as much to write.
 _SERIES = "Series"
 _LONGEST_SERIES = 500
+_BLOCK = "Block"
 
 
 def _number(value: object) -> float:
@@ -200,9 +263,20 @@ def encode(records: Iterable[Record]) -> Iterator[tuple[str, str, str]]:
         if series:
             yield of, _SERIES, _to_json(series)
             series = []
+        if isinstance(record, Block):
+            yield from _encode_block(record)
+            continue
         yield record.run, type(record).__name__, _to_json(record[1:])
     if series:
         yield of, _SERIES, _to_json(series)
+
+
+def _encode_block(block: Block) -> Iterator[tuple[str, str, str]]:
+    times, values = block.take()
+    for start in range(0, len(times), _LONGEST_SERIES):
+        part = slice(start, start + _LONGEST_SERIES)
+        columns = {name: column[part] for name, column in values.items()}
+        yield block.run, _BLOCK, _to_json((block.step + start, times[part], columns))
 
 
 def decode(run: str, kind: str, body: str) -> list[Record]:
@@ -213,6 +287,12 @@ def decode(run: str, kind: str, body: str) -> list[Record]:
     fields = json.loads(body)
     if kind == _SERIES:
         return [_linked(Points(run, *point)) for point in fields]
+    if kind == _BLOCK:
+        step, times, columns = fields
+        return [
+            Points(run, step + i, time, {name: column[i] for name, column in columns.items()})
+            for i, time in enumerate(times)
+        ]
     made: Record = _KINDS[kind](run, *fields)
     return [_linked(made) if isinstance(made, Derive) else made]
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from autolog.flavor import Flavor
 
 GROUP = "autolog.flavors"
+#: Distributions whose name is not that of the module.
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "cv2": "opencv-python"}
 _loaded: dict[str, Flavor] = {}
 
 
@@ -58,16 +60,18 @@ def supported(name: str) -> tuple[str, str]:
     Read from the metadata of the distribution that provides the flavor; ("", "") where it names none.
     """
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     point = entry_points().get(name)
     if point is None or point.dist is None:
         return "", ""
+    distribution = canonicalize_name(DISTRIBUTIONS.get(name, name))
     for text in point.dist.requires or ():
         requirement = Requirement(text)
-        marker = requirement.marker
-        if marker is None or requirement.extras or marker.evaluate({"extra": ""}):
+        # An extra may ask for more than the framework, such as what draws its pictures.
+        if canonicalize_name(requirement.name) != distribution or requirement.marker is None:
             continue
-        if marker.evaluate({"extra": name}):
+        if requirement.marker.evaluate({"extra": name}) and not requirement.marker.evaluate({"extra": ""}):
             return requirement.name, str(requirement.specifier)
     return "", ""
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolog import guard
+from autolog import guard, redaction
 from autolog.datasets import Dataset
 from autolog.models import ModelSnapshot
 from autolog.records import (
+    Block,
     DatasetInput,
     DeclareModel,
     Derive,
     DropModels,
     EndRun,
+    Figure,
     ModelFailed,
     ModelFiles,
     OpenRun,
@@ -34,7 +36,12 @@ if TYPE_CHECKING:
     from autolog.config import Config
     from autolog.writer import Writer
 
-_SECRET = re.compile(r"pass(word|wd)?$|passphrase|secret|token$|api_?key|access_?key|credential", re.IGNORECASE)
+
+@dataclass(frozen=True, slots=True)
+class ElsewhereRun:
+    """A run that another process records: its key, by which its id in the store is found."""
+
+    key: str
 
 
 class Run:
@@ -51,6 +58,7 @@ class Run:
         "adopted",
         "config",
         "flavor",
+        "host",
         "key",
         "opened",
         "parent",
@@ -66,7 +74,7 @@ class Run:
         *,
         opening: Mapping[str, Any],
         adopt: str | None = None,
-        parent: Run | None = None,
+        parent: Run | ElsewhereRun | None = None,
         name: str | None = None,
         key: str | None = None,
         start_time: int | None = None,
@@ -78,6 +86,8 @@ class Run:
         #: Its id in the store, once somebody in this process has asked for it.
         self.remote: str | None = None
         self.parent = parent
+        #: Key of the run of the carried call that this one is part of; with the call, it ends.
+        self.host: str | None = None
         self.start_time = start_time or now()
         self._writer = writer
         self._params: dict[str, str] = {}
@@ -90,21 +100,20 @@ class Run:
             name=name,
             **opening,
         )
+        writer.limit(self.key, config.max_points)
         writer.note(self.opened)
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters. Values become text as ``str`` makes it; those named like secrets are not recorded."""
-        texts = {
-            str(k): "[redacted]" if _SECRET.search(str(k)) and v is not None else str(v) for k, v in values.items()
-        }
+        """Record parameters. Values become text as ``str`` makes it, without secrets: see :mod:`autolog.redaction`."""
+        texts = {str(k): redaction.value(str(k), str(v)) for k, v in values.items()}
         self._params.update(texts)
         self._writer.note(Params(self.key, texts))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Record tags."""
-        self._writer.note(Tags(self.key, {str(k): str(v) for k, v in values.items()}))
+        self._writer.note(Tags(self.key, {str(k): redaction.value(str(k), str(v)) for k, v in values.items()}))
 
     def metrics(
         self,
@@ -124,6 +133,18 @@ class Run:
         """
         self._writer.note(Points(self.key, step, time or now(), values, model, dataset.key if dataset else None))
 
+    def block(
+        self, times: Sequence[int], values: Mapping[str, Sequence[float]], *, step: int = 0, first: int = 0
+    ) -> Block:
+        """Record metrics of consecutive steps from lists that go on growing; return the block, which must be taken.
+
+        times: milliseconds since the epoch, one a step; values: name -> one number a step. first: index of the first
+        step that is not recorded yet; step: its number. See :class:`autolog.records.Block`.
+        """
+        block = Block(self.key, step, times, values, first)
+        self._writer.note(block)
+        return block
+
     def dataset(self, dataset: Dataset, context: str) -> None:
         """Record an input; context: its role, "train" or "eval"."""
         self._writer.note(
@@ -132,7 +153,7 @@ class Run:
                 dataset.name,
                 dataset.digest,
                 dataset.source_type,
-                dataset.source,
+                redaction.clean(dataset.source),
                 dataset.schema,
                 dataset.profile,
                 context,
@@ -141,7 +162,15 @@ class Run:
 
     def text(self, path: str, text: str) -> None:
         """Record a text artifact at `path` below the run's artifacts."""
-        self._writer.note(Text(self.key, path, text))
+        self._writer.note(Text(self.key, path, redaction.clean(text)))
+
+    def figure(self, path: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Record numbers of which the sender draws the picture `path`.
+
+        path: ends with ``.png`` and is below the run's artifacts. kind, data: see :mod:`autolog.figures`; `data` is
+            made of JSON values (and scalars with ``__float__``) and must not change afterwards.
+        """
+        self._writer.note(Figure(self.key, path, kind, data))
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -162,12 +191,32 @@ class Run:
         metrics_since: link what the user logged into the run by hand at or after this time (milliseconds since the
             epoch), too, because the model has not changed since.
         """
+        key = self.declare_model(name=name, step=step, tags=tags, register=register, metrics_since=metrics_since)
+        self.save_model(key, take)
+        return key
+
+    def declare_model(
+        self,
+        *,
+        name: str = "model",
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+        register: bool = False,
+        metrics_since: int | None = None,
+    ) -> str:
+        """Say that a model will follow, by :meth:`save_model` or :meth:`model_failed`; return its key.
+
+        For a model whose metrics are known before all of it is; arguments as of :meth:`model`.
+        """
         key = uuid.uuid4().hex
         register_as = self.config.registered_model_name if register else None
         params = dict(self._params)
         self._writer.note(DeclareModel(self.key, key, name, step, params, dict(tags or {}), register_as, metrics_since))
-        self._writer.later(self.key, "save the model", lambda: [self._write_model(key, take)])
         return key
+
+    def save_model(self, key: str, take: ModelSnapshot | Callable[[], ModelSnapshot]) -> None:
+        """Save the declared model `key`; take: as of :meth:`model`."""
+        self._writer.later(self.key, "save the model", lambda: [self._write_model(key, take)])
 
     def _write_model(self, key: str, take: ModelSnapshot | Callable[[], ModelSnapshot]) -> Record:
         folder = self._blob(key)
@@ -196,24 +245,28 @@ class Run:
     def derive(
         self,
         what: str,
-        arrays: Mapping[str, Any],
+        arrays: Mapping[str, Any] | Callable[[], Mapping[str, Any] | None],
         *,
         step: int = 0,
         model: str | None = None,
         dataset: Dataset | None = None,
     ) -> None:
-        """Have metrics computed from `arrays` by the flavor's ``derive(what, ...)``, in the sender.
+        """Have metrics and pictures made of `arrays` by the flavor's ``derive(what, ...)``, in the sender.
 
-        arrays: name -> numpy array that nobody changes afterwards.
+        arrays: name -> numpy array that nobody changes afterwards; or a function that returns them (None for nothing
+            to compute), called on the worker thread.
         """
         at = now()
 
         def save() -> list[Record]:
             import numpy as np
 
+            stored = arrays() if callable(arrays) else arrays
+            if stored is None:
+                return []
             path = self._blob(f"{uuid.uuid4().hex}.npz")
             with path.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **stored)
             return [Derive(self.key, self.flavor, what, path.name, step, at, model, dataset.key if dataset else None)]
 
         self._writer.later(self.key, "compute metrics", save)
@@ -244,6 +297,10 @@ class Run:
         """Whether :meth:`end` was called."""
         return self._ended
 
+    def reopen(self) -> None:
+        """Go on with a run that was ended, which ends again with another :meth:`end`."""
+        self._ended = False
+
     def end(self, status: str = "FINISHED", error: BaseException | None = None) -> None:
         """End the run, after everything that was said before. The user's own run is left open.
 
@@ -254,7 +311,7 @@ class Run:
         self._ended = True
         if error is not None:
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            self._writer.note(Text(self.key, "traceback.txt", text))
+            self.text("traceback.txt", text)
         record = EndRun(self.key, status, now())
         if self._writer.busy(self.key):
             self._writer.end_later(record)

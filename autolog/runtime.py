@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolog import beside, guard, scope
+from autolog import beside, endings, guard, scope
 from autolog.config import Config
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 config = Config(disable=True)
 enabled = False
+#: Whether recording was on in the process that this one was forked from.
+enabled_before_fork = False
 writer: Writer | None = None
 
 _lock = threading.Lock()
@@ -33,6 +35,12 @@ def recording() -> bool:
     return enabled and not scope.is_muted() and not threading.current_thread().name.startswith("autolog-")
 
 
+def wanted(flavor: str) -> bool:
+    """Return whether the settings ask for a flavor."""
+    named = not config.flavors or flavor in config.flavors
+    return enabled and named and flavor not in config.exclude_flavors
+
+
 def get_writer() -> Writer:
     """Return the writer of this process, made when first needed."""
     global writer
@@ -41,7 +49,12 @@ def get_writer() -> Writer:
 
         with _lock:
             if writer is None:
-                writer = Writer(config.sender)
+                made = Writer(config.sender, room=config.spool_limit * 1_000_000)
+                if not config.silent and endings.watched():
+                    from autolog.summary import Ledger  # Not where nobody will be told.
+
+                    made.ledger = Ledger()
+                writer = made
     return writer
 
 
@@ -61,40 +74,90 @@ def may_record(flavor: str) -> bool:
     return True
 
 
-def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None) -> Run:
+def opening() -> dict[str, Any]:
+    """Return where a run that is opened now is to be recorded, as :class:`autolog.records.OpenRun` has it."""
+    place: dict[str, Any] = {
+        "tracking_uri": config.tracking_uri or beside.tracking_uri(),
+        "experiment": config.experiment,
+        "experiment_id": None if config.experiment else beside.experiment_id(),
+        "cwd": str(Path.cwd()),
+        "system_metrics": config.log_system_metrics or beside.wants_system_metrics(),
+    }
+    if place["experiment"] is None and place["experiment_id"] is None:
+        place["experiment"] = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+    return place
+
+
+def open_parent(name: str) -> Run:
+    """Open the run that holds the calls of a carried function; no training is recorded in it itself."""
+    from autolog.run import Run
+
+    global _last
+    run = Run(get_writer(), config, "carry", opening=opening(), name=name)
+    main_file = beside.source_name()
+    run.tags({**config.extra_tags, **source()})
+    run.later("read the git commit", lambda: _context(run, main_file))
+    _open[run.key] = (run, 0)  # No thread's: what the user logs by hand is not about it.
+    _last = run
+    return run
+
+
+def source() -> dict[str, str]:
+    """Return the tags by which MLflow shows what made a run."""
+    return {"mlflow.source.name": beside.source_name(), "mlflow.source.type": "LOCAL"}
+
+
+def _hosted(host: scope.Host, flavor: str) -> Run | None:
+    """Return the run of the carried call for the first training in it, None for another, which is a child of it."""
+    global _last
+    if not host.is_first():
+        return None
+    host.run.flavor = flavor
+    host.run.tags({"mlflow.autologging": flavor})
+    _last = host.run
+    return host.run
+
+
+def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None, start_time: int | None = None) -> Run:
     """Open a run, or take the user's own active MLflow run.
 
     A second training inside one run of the user's becomes a child run of it, so that neither overwrites the other.
-    parent: the run that this one is a child of; then the user's active run is not looked at.
+    parent: the run that this one is a child of, in the same store; then the user's active run is not looked at.
+    start_time: milliseconds since the epoch, of a run that began before now.
     """
     from autolog.run import Run
 
     global _last
     by_flavor = parent is not None
     active = None if by_flavor or config.exclusive else beside.active_run()
-    opening: dict[str, Any] = {
-        "tracking_uri": config.tracking_uri or beside.tracking_uri(),
-        "experiment": config.experiment,
-        "experiment_id": None if config.experiment else beside.experiment_id(),
-        "cwd": str(Path.cwd()),
-    }
-    if opening["experiment"] is None and opening["experiment_id"] is None:
-        opening["experiment"] = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+    host = scope.host()
+    if host is not None and parent is None and active in (None, host.around):
+        hosted = _hosted(host, flavor)
+        if hosted is not None:
+            return hosted
+        parent, active = host.run, None
+    place = opening()
+    if parent is not None:
+        place["tracking_uri"] = parent.opened.tracking_uri
+    if by_flavor:
+        place["system_metrics"] = False  # A part of the parent's training, on the same machine.
     to = get_writer()
     if active is not None:
-        opening["tracking_uri"] = beside.tracking_uri()
+        place["tracking_uri"] = beside.tracking_uri()
+        if beside.samples_system_metrics(active):
+            place["system_metrics"] = False
         first = _adopted.get(active)
         if first is None:
-            run = _adopted[active] = Run(to, config, flavor, opening=opening, adopt=active, name=name)
+            run = _adopted[active] = Run(to, config, flavor, opening=place, adopt=active, name=name)
             if config.extra_tags:
                 run.tags(config.extra_tags)
             _last = run
             return run
         parent = first
-    run = Run(to, config, flavor, opening=opening, parent=parent, name=name)
+    run = Run(to, config, flavor, opening=place, parent=parent, name=name, start_time=start_time)
+    run.host = host.run.key if host is not None and parent is host.run else None
     main_file = beside.source_name()
-    source = {"mlflow.source.name": main_file, "mlflow.source.type": "LOCAL"}
-    run.tags({"mlflow.autologging": flavor, **config.extra_tags, **source})
+    run.tags({"mlflow.autologging": flavor, **config.extra_tags, **source()})
     if not by_flavor:
         run.later("read the git commit", lambda: _context(run, main_file))
         _open[run.key] = (run, threading.get_ident())
@@ -123,6 +186,9 @@ def open_run_here() -> Run | None:
     here = scope.current()
     if here is not None and here.run is not None:
         return here.run
+    host = scope.host()
+    if host is not None:
+        return host.run
     mine = [run for run, thread in list(_open.values()) if thread == threading.get_ident()]
     return mine[-1] if mine else None
 
@@ -139,7 +205,8 @@ def user_run_ended(run_id: str) -> Run | None:
 
 def after_fork_in_child() -> None:
     """Switch everything off in a forked child: its parent records, and locks may have been held by other threads."""
-    global enabled, writer, _lock, _last
+    global enabled, enabled_before_fork, writer, _lock, _last
+    enabled_before_fork = enabled
     enabled = False
     if writer is not None:
         writer.after_fork_in_child()

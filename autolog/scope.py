@@ -7,6 +7,7 @@ the fits of a search do not look like the user's own. Threads started outside ar
 from __future__ import annotations
 
 import contextvars
+import itertools
 import os
 import threading
 import weakref
@@ -32,8 +33,29 @@ class Scope:
         self.main: set[int] = {id(owner)}
 
 
+class Host:
+    """One call of a carried function: the run that the training inside it is recorded in.
+
+    around: the user's own MLflow run that was active when the call began.
+    """
+
+    __slots__ = ("__weakref__", "_turns", "around", "closed", "run")
+
+    def __init__(self, run: Run, around: str | None) -> None:
+        self.run = run
+        self.around = around
+        self.closed = False
+        self._turns = itertools.count()
+
+    def is_first(self) -> bool:
+        """Return whether this is the first training of the call to ask; several threads may."""
+        return next(self._turns) == 0
+
+
 _current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("autolog_scope", default=None)
 _inherited: weakref.WeakKeyDictionary[threading.Thread, Scope] = weakref.WeakKeyDictionary()
+_host: contextvars.ContextVar[Host | None] = contextvars.ContextVar("autolog_host", default=None)
+_inherited_hosts: weakref.WeakKeyDictionary[threading.Thread, Host] = weakref.WeakKeyDictionary()
 _muted: contextvars.ContextVar[int] = contextvars.ContextVar("autolog_muted", default=0)
 
 
@@ -56,6 +78,30 @@ def entered(scope: Scope) -> Iterator[None]:
         _current.reset(token)
 
 
+#: What hides a scope: no training is under way here.
+_OUTSIDE = Scope("", None)
+_OUTSIDE.closed = True
+
+
+def host() -> Host | None:
+    """Return the carried call that the calling thread is in."""
+    found = _host.get()
+    if found is None and _inherited_hosts:
+        found = _inherited_hosts.get(threading.current_thread())
+    return None if found is None or found.closed else found
+
+
+@contextmanager
+def hosted(by: Host) -> Iterator[None]:
+    """Make `by` the carried call that is under way: what trains inside is outermost, whatever trains around it."""
+    outer, around = _current.set(_OUTSIDE), _host.set(by)
+    try:
+        yield
+    finally:
+        _host.reset(around)
+        _current.reset(outer)
+
+
 @contextmanager
 def muted() -> Iterator[None]:
     """Record nothing that this thread (or task) calls meanwhile; may be nested."""
@@ -76,6 +122,9 @@ def start_thread(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     scope = current()
     if scope is not None and not instance.name.startswith("autolog-"):
         _inherited[instance] = scope
+    by = host()
+    if by is not None and not instance.name.startswith("autolog-"):
+        _inherited_hosts[instance] = by
     return wrapped(*args, **kwargs)
 
 

@@ -13,16 +13,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autolog import guard
 from autolog.records import Points
+from autolog.recovery import recover
 from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools
+
+if TYPE_CHECKING:
+    from autolog.system_metrics import Sampling
 
 logger = logging.getLogger("autolog.sender")
 
@@ -33,8 +38,8 @@ CHUNK = 2000
 LINGER = 1.0
 #: What the training process writes into the pipe: there is more; and somebody waits for it.
 POKE, HURRY = b".", b"!"
-#: Seconds between tries while the store does not answer, growing by half each time.
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
+#: Seconds until records that were set aside are tried again, doubling each time.
+FIRST_RETURN, LONGEST_RETURN = 60.0, 3600.0
 #: Seconds that a sender whose training process is gone keeps trying an unreachable store before it leaves the rest
 #: to ``autolog sync`` or to the next training on this machine.
 PATIENCE = 60.0
@@ -167,68 +172,121 @@ def deliver(folder: Path, host: Host, *, patience: float = PATIENCE) -> bool:
         if host.owner_gone(folder):
             return False
         host.wait(0.5)
-    spool = Spool(folder)
     finished = False
     try:
-        finished = _loop(spool, host, patience)
+        finished = _deliver(folder, host, patience)
     finally:
-        spool.close()
         lease.release()
         if finished:
             remove(folder)
     return finished
 
 
-def _loop(spool: Spool, host: Host, patience: float) -> bool:
-    from autolog.delivery import Delivery, transient
+def _deliver(folder: Path, host: Host, patience: float) -> bool:
+    try:
+        return _from(folder, host, patience)
+    except sqlite3.OperationalError:
+        raise  # Full, busy or gone: nothing that a recovery mends.
+    except sqlite3.DatabaseError as error:
+        if not host.owner_gone(folder):
+            raise  # The training process goes on in another spool, and this one is its own until it ends.
+        logger.warning("%s is damaged (%s) and is recovered", folder, error)
+        recover(folder)
+        return _from(folder, host, patience)
+
+
+def _from(folder: Path, host: Host, patience: float) -> bool:
+    from autolog.system_metrics import Sampling
+
+    spool = Spool(folder)
+    sampling = Sampling(folder)
+    try:
+        return _loop(spool, host, patience, sampling)
+    finally:
+        sampling.stop()
+        spool.close()
+
+
+def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool:
+    from autolog.delivery import Delivery
+    from autolog.faults import Fault, Trouble, fault
 
     delivery = Delivery(spool, own_process=host.own_process)
-    pause = FIRST_PAUSE
+    trouble = Trouble()
     gone_since: float | None = None
     sent_at = time.monotonic()
+    # What an earlier sender set aside may be welcome now.
+    trouble.apart = delivery.take_back()
+    aside = False
+    last_return, return_after = sent_at, FIRST_RETURN
+    returned_after_end = host.owner_gone(spool.folder)
+    if not returned_after_end:
+        sampling.restore(spool)
     while True:
         hurried = host.hurried()
         gone = host.owner_gone(spool.folder)  # Asked before reading: what was said until then is then all there is.
+        if aside and (time.monotonic() - last_return > return_after or (gone and not returned_after_end)):
+            returned_after_end = gone
+            trouble.apart, aside = delivery.take_back(), False
+            last_return, return_after = time.monotonic(), min(return_after * 2, LONGEST_RETURN)
         rows = spool.pending(CHUNK)
+        if gone:
+            sampling.stop()
+        else:
+            sampling.see(rows)
         left = sent_at + LINGER - time.monotonic()
         if rows and not gone and not hurried and left > 0 and len(rows) < CHUNK and _only_points(rows):
             host.linger(left)
             continue
+        began = time.monotonic()
         if rows:
-            sent = guard.attempt(delivery.send, rows)
+            sent = guard.attempt(delivery.send_apart if trouble.apart else delivery.send, rows)
             sent_at = time.monotonic()
         elif gone:
+            if not spool.exists():
+                # Deleted while in use: the training went on in another, and whether it ended is said there.
+                return False
             sent = guard.attempt(delivery.close_open)
         else:
-            host.wait(1.0)
+            host.wait(1.0 if not aside else min(1.0, return_after))
             continue
+        aside = aside or spool.anything_aside()
         if sent.error is None:
-            pause = FIRST_PAUSE
+            trouble.over()
             gone_since = None
             if not rows:
-                return True
+                return not spool.anything_aside()
             continue
-        if not transient(sent.error):
+        kind = fault(sent.error)
+        if kind is Fault.REFUSED:
             # Not the store's doing and not one record's: say it, keep all.
             logger.error("delivery failed", exc_info=sent.error)
+        if rows and trouble.tell_apart(kind):
+            continue
+        # Said of a store that takes nothing. What it takes in part is said where the rest is set aside.
         spool.problem("store", delivery.explain(sent.error))
         if gone:
             gone_since = gone_since or time.monotonic()
-            if time.monotonic() - gone_since >= patience:
+            if kind is Fault.DENIED or time.monotonic() - gone_since >= patience:
                 return False
-        _sleep(host, pause)
-        pause = min(pause * 1.5, LONGEST_PAUSE)
+        _sleep(host, spool.folder, trouble.pause(sent.error, time.monotonic() - began), gone=gone)
 
 
 def _only_points(rows: Sequence[Row]) -> bool:
     return all(isinstance(row.record, Points) for row in rows)
 
 
-def _sleep(host: Host, seconds: float) -> None:
-    # Pokes say that there is more to send, not that the store is back: they do not shorten the pause.
+def _sleep(host: Host, folder: Path, seconds: float, *, gone: bool) -> None:
+    # Pokes say that there is more to send, not that the store is back: they do not shorten the pause. The end of the
+    # training does: then somebody may wait for us to leave.
     deadline = time.monotonic() + seconds
+    asked = time.monotonic()
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
+        if not gone and time.monotonic() - asked > 1.0:
+            asked = time.monotonic()
+            if host.owner_gone(folder):
+                return
 
 
 def sync(parent: Path | None = None, *, patience: float = 0.0) -> list[tuple[Path, bool, list[str]]]:
@@ -259,6 +317,17 @@ def _problems(folder: Path) -> list[str]:
         spool.close()
 
 
+def own_environment() -> None:
+    """Set what MLflow reads from the environment, in a process that is the sender's own."""
+    # MLflow retries each request for minutes by itself; the loop above decides here.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.pop("MLFLOW_RUN_ID", None)  # Runs are named by records, never by what the environment says.
+    # The sender must not record itself.
+    os.environ["AUTOLOG_DISABLE"] = "true"
+
+
 def main(folder: str) -> None:
     """Run as the child process of a training, then finish what dead trainings on this machine left."""
     logging.basicConfig(
@@ -267,13 +336,7 @@ def main(folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(10)  # Where training uses every core, it comes first.
-    # MLflow retries each request for minutes by itself; the loop above decides here.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.pop("MLFLOW_RUN_ID", None)  # Runs are named by records, never by what the environment says.
-    # The sender must not record itself.
-    os.environ["AUTOLOG_DISABLE"] = "true"
+    own_environment()
     host = ProcessHost()
     delivered = guard.attempt(deliver, Path(folder), host)
     if delivered.error is not None:

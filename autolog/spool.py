@@ -2,13 +2,14 @@
 
 One folder per training process::
 
-    <root>/<key>/spool.db     SQLite, WAL: meta, records, ids, claims, problems
+    <root>/<key>/spool.db     SQLite, WAL: meta, records, those set aside, ids, claims, problems
     <root>/<key>/blobs/       files that records name; complete before the record exists
     <root>/<key>/owner.lock   held while the training process lives
     <root>/<key>/sender.lock  held by the one sender that delivers
 
 Torn writes, crash recovery and locking are SQLite's: a :class:`Lease` is an open exclusive transaction on a file of
-its own, which the operating system ends with the process that holds it.
+its own, which the operating system ends with the process that holds it. What a disk gives back wrongly is found by a
+checksum (CRC-32) of each row: a wrong number is worse than a missing one.
 """
 
 from __future__ import annotations
@@ -21,18 +22,24 @@ import stat
 import sys
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autolog.records import Record, decode, encode
 
-FORMAT = 1
+FORMAT = 2
+#: A file that says: the training process left this spool, damaged, for another.
+MOVED = "moved"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS records (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
+    crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS aside (
+    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS ids (key TEXT PRIMARY KEY, remote TEXT, claimant TEXT NOT NULL, detail TEXT);
 CREATE TABLE IF NOT EXISTS problems (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, message TEXT NOT NULL UNIQUE);
@@ -158,7 +165,11 @@ class Spool:
         self.folder = folder
         self.blobs = folder / "blobs"
         self._db = sqlite3.connect(folder / "spool.db", timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+        except UnicodeDecodeError as error:
+            # What is damaged is quoted in SQLite's own complaint.
+            raise sqlite3.DatabaseError(f"{folder} is damaged") from error
         # NORMAL survives the death of any process; only a power cut can lose the last commits, and a training that
         # loses power has nothing to compare them with.
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -175,6 +186,10 @@ class Spool:
         """Close the database; the files stay."""
         self._db.close()
 
+    def exists(self) -> bool:
+        """Return whether the database is still where it was opened: an open one that was deleted takes writes, too."""
+        return (self.folder / "spool.db").exists()
+
     # -- meta ---------------------------------------------------------------------------------------------------
 
     def meta(self, key: str) -> str | None:
@@ -190,10 +205,10 @@ class Spool:
 
     def append(self, records: Iterable[Record]) -> int:
         """Store records in one transaction and return the sequence number of the last one."""
-        rows = list(encode(records))
+        rows = [(run, kind, body, checksum(run, kind, body)) for run, kind, body in encode(records)]
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.executemany("INSERT INTO records (run, kind, body) VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO records (run, kind, body, crc) VALUES (?, ?, ?, ?)", rows)
             last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
             self._db.execute("COMMIT")
         except BaseException:
@@ -201,16 +216,41 @@ class Spool:
             raise
         return int(last[0]) if last else 0
 
-    def pending(self, limit: int = 1000) -> list[Row]:
-        """Return stored records, oldest first: `limit`, and the rest of those that share a row with the last one."""
+    def pending(self, limit: int = 1000, *, after: int = 0) -> list[Row]:
+        """Return stored records, oldest first: `limit`, and the rest of those that share a row with the last one.
+
+        after: only those with a sequence number above it.
+        Rows that the disk has damaged are deleted, and said as a problem.
+        """
         found: list[Row] = []
-        rows = self._db.execute("SELECT seq, run, kind, body FROM records ORDER BY seq LIMIT ?", (limit,))
-        for seq, run, kind, body in rows:
+        damaged: list[int] = []
+        rows = self._db.execute(
+            "SELECT seq, run, kind, body, crc FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+        )
+        for seq, run, kind, body, crc in rows:
             if len(found) >= limit:
                 break
-            found += [Row(seq, record) for record in decode(run, kind, body)]
+            if checksum(run, kind, body) == crc:
+                found += [Row(seq, record) for record in decode(run, kind, body)]
+            else:
+                damaged.append(seq)
         rows.close()
+        for seq in damaged:
+            self._db.execute("DELETE FROM records WHERE seq = ?", (seq,))
+            self.problem("damaged", f"row {seq} of {self.folder} was damaged on the disk and is not recorded")
         return found
+
+    def ending(self) -> set[str]:
+        """Return the keys of the runs whose end waits."""
+        return {str(run) for (run,) in self._db.execute("SELECT run FROM records WHERE kind = 'EndRun'")}
+
+    def size(self) -> int:
+        """Return how many bytes the records on disk take."""
+        pages, free, size = (
+            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
 
     def backlog(self) -> int:
         """Return how many rows of records wait."""
@@ -224,6 +264,50 @@ class Spool:
     def delivered(self, through: int) -> None:
         """Forget all records up to and including sequence number `through`."""
         self._db.execute("DELETE FROM records WHERE seq <= ?", (through,))
+
+    def forget(self, seq: int) -> None:
+        """Forget the records of one sequence number."""
+        self._db.execute("DELETE FROM records WHERE seq = ?", (seq,))
+
+    def set_aside(self, seqs: Iterable[int]) -> list[Row]:
+        """Keep the records of some sequence numbers out of :meth:`pending`; return them."""
+        numbers = [(seq,) for seq in seqs]
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("INSERT OR REPLACE INTO aside SELECT * FROM records WHERE seq = ?", numbers)
+            self._db.executemany("DELETE FROM records WHERE seq = ?", numbers)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        wanted = {seq for (seq,) in numbers}
+        return [row for row in self.aside() if row.seq in wanted]
+
+    def aside(self) -> list[Row]:
+        """Return the records that are set aside, oldest first."""
+        rows = self._db.execute("SELECT seq, run, kind, body FROM aside ORDER BY seq").fetchall()
+        return [Row(seq, record) for seq, run, kind, body in rows for record in decode(run, kind, body)]
+
+    def anything_aside(self) -> bool:
+        """Return whether any records are set aside."""
+        return self._db.execute("SELECT 1 FROM aside LIMIT 1").fetchone() is not None
+
+    def take_back(self) -> list[int]:
+        """Have :meth:`pending` return what was set aside, in its old order; return the sequence numbers."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            moved = [int(seq) for (seq,) in self._db.execute("SELECT seq FROM aside").fetchall()]
+            self._db.execute("INSERT OR IGNORE INTO records SELECT * FROM aside")
+            self._db.execute("DELETE FROM aside")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        return moved
+
+    def restore(self, seq: int, run: str, kind: str, body: str, crc: int) -> None:
+        """Store a row again that was read from a damaged database, under its own number."""
+        self._db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)", (seq, run, kind, body, crc))
 
     # -- ids ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +324,10 @@ class Spool:
         self._db.execute(
             "INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?)", (key, remote, claimant, json.dumps(detail or {}))
         )
+
+    def restore_id(self, key: str, remote: str | None, claimant: str, detail: str | None) -> None:
+        """Store an id again that was read from a damaged database."""
+        self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", (key, remote, claimant, detail))
 
     def unclaim(self, key: str) -> None:
         """Take an unfulfilled claim back."""
@@ -272,6 +360,11 @@ class Spool:
         self._db.execute("DELETE FROM problems WHERE kind = ?", (kind,))
 
 
+def checksum(run: object, kind: object, body: object) -> int:
+    """Return the CRC-32 of a row of records."""
+    return zlib.crc32(f"{run}\0{kind}\0{body}".encode(errors="surrogatepass"))
+
+
 def remove(folder: Path) -> None:
     """Delete a spool whose records are all delivered."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -291,6 +384,7 @@ def describe(folder: Path) -> dict[str, Any]:
         return {
             "folder": str(folder),
             "backlog": spool.backlog(),
+            "aside": len({row.seq for row in spool.aside()}),
             "owner_alive": not Lease.is_free(folder / "owner.lock"),
             "problems": [message for _, _, message in spool.problems()],
         }

@@ -18,22 +18,39 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from autolog import guard
-from autolog.records import DatasetInput, EndRun, Points, Record
-from autolog.spool import Lease, Spool, SpoolError, make_folder
+from autolog import endings, guard
+from autolog.coalescing import LONGEST, Coalescer
+from autolog.records import Block, DatasetInput, EndRun, OpenRun, Points, Record
+from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
+
+if TYPE_CHECKING:
+    from autolog.summary import Ledger
 
 #: Seconds between transactions while records keep coming.
 INTERVAL = 0.1
+#: Points of each metric that are kept as they are, where more waits on disk than may.
+TIGHT = 1_000
+#: Seconds between looks at what the sender could not do, while records wait for it.
+WATCH = 2.0
 #: Records kept in memory while the spool cannot be written; beyond it the oldest metric points go, counted.
 MEMORY_LIMIT = 200_000
+#: How the folders are called that packages are installed in.
+_PACKAGES = ("site-packages", "dist-packages")
 #: How often a sender that dies by itself is started again.
 _RESTARTS = 5
 
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from autolog.sender import main; main(sys.argv[1])"
 
 Job = Callable[[], Sequence[Record]]
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether a spool is gone or damaged, rather than full or busy for a while."""
+    if isinstance(error, SpoolError):
+        return True
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
 class _Barrier:
@@ -50,11 +67,14 @@ class Writer:
     """The way from noted records to the spool of this process.
 
     sender: "process" or "thread", where :func:`autolog.sender.deliver` runs.
+    room: bytes of records that may wait on disk before metrics are coalesced.
     """
 
-    def __init__(self, sender: str = "process") -> None:
+    def __init__(self, sender: str = "process", *, room: int = 64_000_000) -> None:
+        self.room = room
         self._sender_kind = sender
         self._queue: deque[Record | _Barrier] = deque()
+        self._coalescer = Coalescer()
         self._wake = threading.Event()
         self._urgent = threading.Event()
         self._parked = True
@@ -72,9 +92,16 @@ class Writer:
         self._sender_hurry = threading.Event()
         self._starts = 0
         self.closing = threading.Event()
+        #: Counts what is on the disk, for people; None where nobody watches.
+        self.ledger: Ledger | None = None
         self.folder: Path | None = None
+        #: Records that could not be kept, and those that wait for the disk.
         self.dropped = 0
+        self.unwritten = 0
         self._seq = 0
+        self._said = 0
+        # What a new spool must be told, should this one be lost: the runs that are open.
+        self._opened: dict[str, OpenRun] = {}
 
     # -- the training thread --------------------------------------------------------------------------------------
 
@@ -83,6 +110,10 @@ class Writer:
         self._queue.append(record)
         if self._parked:
             self._start()
+
+    def limit(self, run: str, points: int | None) -> None:
+        """Keep up to so many points of each metric of a run as they are; see :mod:`autolog.coalescing`."""
+        self._coalescer.budgets[run] = points
 
     def kick(self) -> None:
         """Ask for the next transaction now rather than at the end of the interval."""
@@ -107,6 +138,10 @@ class Writer:
         self._ending[record.run] = record
         self.later(record.run, "end the run", lambda: [each for each in (self._ending.pop(record.run, None),) if each])
 
+    def ends(self) -> list[EndRun]:
+        """Return the ends that wait for jobs."""
+        return list(self._ending.values())
+
     def end_runs(self) -> None:
         """Note now the ends that wait for jobs, as when the process exits before these are done."""
         for run in list(self._ending):
@@ -120,17 +155,23 @@ class Writer:
 
     # -- flushing (threads that chose to wait) --------------------------------------------------------------------
 
-    def spooled(self, timeout: float) -> int | None:
-        """Wait until everything noted so far, jobs included, is on disk.
+    def spooled(
+        self, timeout: float, *, jobs: bool = True, waiting: Callable[[int | None], None] | None = None
+    ) -> int | None:
+        """Wait until everything noted so far is on disk.
 
-        timeout: seconds. Returns the last sequence number, or None when time ran out.
+        timeout: seconds. jobs: whether to wait for the worker's, too. waiting: as of :meth:`flush`. Returns the last
+        sequence number, or None when time ran out.
         """
         deadline = time.monotonic() + timeout
         with self._idle:
-            while self._outstanding:
+            while jobs and self._outstanding:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._idle.wait(left):
+                if left <= 0:
                     return None
+                self._idle.wait(left if waiting is None else min(left, 0.1))
+                if waiting is not None:
+                    waiting(None)
         if self._thread is None and not self._queue:
             return 0
         barrier = _Barrier()
@@ -147,16 +188,19 @@ class Writer:
         while self.folder is None and time.monotonic() < deadline:
             time.sleep(0.001)
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything noted so far is in the tracking store; False when `timeout` seconds ran out."""
+    def flush(self, timeout: float, waiting: Callable[[int | None], None] | None = None) -> bool:
+        """Wait until everything noted so far is in the tracking store; False when `timeout` seconds ran out.
+
+        waiting: called now and then meanwhile, with how many rows are left, None while jobs are outstanding.
+        """
         if self.closing.is_set():
             return True  # Said when it was closed.
         deadline = time.monotonic() + timeout
-        seq = self.spooled(timeout)
+        seq = self.spooled(timeout, waiting=waiting)
         if seq is None:
             return False
-        if seq == 0 or self.folder is None:
-            return True
+        if seq == 0 or self.folder is None or not (self.folder / "spool.db").exists():
+            return True  # Nothing was said, or what was is gone from the disk, which was said when it was found.
         spool = Spool(self.folder)
         try:
             pause = 0.002
@@ -167,10 +211,29 @@ class Writer:
                 if time.monotonic() >= deadline:
                     return False
                 self._poke_sender(hurry=True)
+                if self._sender_died():
+                    self._wake.set()  # The writer thread starts another.
+                if waiting is not None:
+                    waiting(spool.backlog())
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.05)
         finally:
             spool.close()
+
+    def handed_over(self, timeout: float) -> bool:
+        """Wait until this process may be killed: everything noted so far, jobs included, is on disk, and a sender that
+        outlives it is at work; where the sender is a thread of it, until everything is in the tracking store.
+
+        timeout: seconds. Returns False where they ran out.
+        """
+        deadline = time.monotonic() + timeout
+        if self.spooled(timeout) is None:
+            return False
+        while self._process is None and self._sender_kind == "process":
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return self._sender_kind == "process" or self.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Tell the sender that no more will come, and leave the spool to it; harmless when repeated."""
@@ -204,14 +267,21 @@ class Writer:
             self._refuse()
             return
         spool, lease = opened.value
+        abandoned: list[Lease] = []
         backlog: list[Record | _Barrier] = []
+        # Seconds until the delivery is looked after, while there is something to deliver.
+        watched: float | None = None
+        seen_at = 0.0
         while True:
             if not backlog and not self._queue:
                 if self.closing.is_set():
-                    break
-                self._parked = True
-                if not self._queue:
-                    self._wake.wait()
+                    backlog += self._coalescer.close()
+                    if not backlog:
+                        break
+                else:
+                    self._parked = True
+                    if not self._queue:
+                        self._wake.wait(LONGEST if self._coalescer.holds else watched)
             self._parked = False
             self._wake.clear()
             if not self.closing.is_set():
@@ -220,31 +290,110 @@ class Writer:
                 self._urgent.wait(INTERVAL)
             self._urgent.clear()
             self._take(backlog)
+            if watched is not None and (time.monotonic() - seen_at >= WATCH or self._sender_died()):
+                watched, seen_at = guard.run("look after the delivery", self._watch, spool), time.monotonic()
+            if not backlog:
+                continue
             stored = guard.attempt(self._store, spool, backlog)
             if stored.error is not None:
-                if not isinstance(stored.error, sqlite3.Error | OSError):
+                if _is_lost(stored.error):
+                    moved = guard.attempt(self._move, spool, stored.error)
+                    if moved.value is not None:
+                        # The old lease is held on: the old spool is ours while we live, whatever is left of it.
+                        abandoned.append(lease)
+                        spool, lease = moved.value
+                    else:
+                        self._wait_for_disk(stored.error, backlog)
+                elif not isinstance(stored.error, sqlite3.Error | OSError):
                     # A record that cannot be encoded must not hold the others back.
                     self._store_singly(spool, backlog)
                     backlog.clear()
                 else:
-                    guard.report("write its spool (it tries again)", stored.error)
-                    self._shed(backlog)
-                    time.sleep(INTERVAL)
-                    if self.closing.is_set():
-                        break
+                    self._wait_for_disk(stored.error, backlog)
+                if backlog and self.closing.is_set():
+                    self.unwritten += len(self._queue)
+                    break
             else:
                 # Points can be collected for a while; a run's end or a model is what somebody looks for.
-                hurry = not all(isinstance(record, Points) for record in backlog)
+                hurry = not all(isinstance(record, Points | Block) for record in backlog)
                 backlog.clear()
+                self.unwritten = 0
+                watched = WATCH
                 self._ensure_sender()
                 self._poke_sender(hurry=hurry)
+        if watched is not None:
+            guard.run("look after the delivery", self._watch, spool)
         if self._poke is not None:
             guard.attempt(self._poke.close)
         if self._process is not None:
             self._process.returncode = 0  # It outlives us by design; Popen need not warn of that.
         self._sender_wake.set()
         spool.close()
-        lease.release()
+        for each in (lease, *abandoned):
+            each.release()
+
+    def _watch(self, spool: Spool) -> float | None:
+        """Say at once, not at the end, what the sender cannot do; return when to look again, None for not at all."""
+        if not spool.exists():
+            return None  # The next record that is said finds it gone, and begins another.
+        for seq, kind, message in spool.problems(self._said):
+            guard.say_problem(kind, message)
+            self._said = seq
+        if spool.first_pending() is None:
+            return None
+        self._ensure_sender()
+        self._keep_within(spool)
+        return WATCH
+
+    def _keep_within(self, spool: Spool) -> None:
+        """Coalesce metrics while more waits on disk than may: nothing is dropped, and the disk is not filled."""
+        size = spool.size()
+        if size > self.room and self._coalescer.tight is None:
+            self._coalescer.tight = TIGHT
+            guard.say_once(
+                "room",
+                "mlflow-autolog: %d MB wait in %s for a store that does not take them. Training is not affected; from "
+                "here on, metrics are coalesced to means with minimum, maximum and last value",
+                size // 1_000_000,
+                spool.folder,
+            )
+        elif size * 2 < self.room:
+            self._coalescer.tight = None
+
+    def _wait_for_disk(self, error: BaseException, backlog: list[Record | _Barrier]) -> None:
+        guard.say_once(
+            "disk",
+            "mlflow-autolog: the disk cannot be written now (%s: %s). Training is not affected; records are kept in "
+            "memory and written as soon as it can be",
+            self.folder,
+            error,
+        )
+        self._shed(backlog)
+        self.unwritten = len(backlog)
+        time.sleep(INTERVAL)
+
+    def _move(self, spool: Spool, error: BaseException) -> tuple[Spool, Lease]:
+        """Begin a new spool in place of one that was deleted or damaged, and tell it of the runs that are open."""
+        old = spool.folder
+        opened, lease = self._open()
+        opened.append(list(self._opened.values()))
+        guard.attempt(spool.close)
+        # Whoever recovers the old one must not take the training, which goes on elsewhere, for dead.
+        guard.attempt((old / MOVED).touch)
+        guard.say_once(
+            f"moved-{old}",
+            "mlflow-autolog: its spool %s is gone or damaged (%s). Training is not affected; recording goes on in %s. "
+            "What was not delivered from the old one yet is missing, unless it can be read: autolog sync",
+            old,
+            error,
+            opened.folder,
+        )
+        if self._poke is not None:
+            guard.attempt(self._poke.close)
+        if self._process is not None:
+            self._process.returncode = 0
+        self._poke = self._process = None
+        return opened, lease
 
     def _open(self) -> tuple[Spool, Lease]:
         folder = make_folder()
@@ -255,6 +404,7 @@ class Writer:
         spool.set_meta("pid", str(os.getpid()))
         spool.set_meta("cwd", str(Path.cwd()))
         spool.set_meta("argv", json.dumps(sys.argv))
+        guard.run("notice signals", endings.watch_signals, folder)
         self.folder = folder
         return spool, lease
 
@@ -272,13 +422,32 @@ class Writer:
 
     def _take(self, backlog: list[Record | _Barrier]) -> None:
         queued = self._queue
+        coalescer = self._coalescer
         while queued:
-            backlog.append(queued.popleft())
+            record = queued.popleft()
+            if isinstance(record, Points | Block):
+                fed = guard.attempt(coalescer.feed, record)
+                # What cannot be read as numbers is refused where it is encoded.
+                backlog += fed.value if fed.value is not None else [record]
+                continue
+            if isinstance(record, _Barrier):
+                backlog += coalescer.close()
+            elif isinstance(record, OpenRun):
+                self._opened[record.run] = record
+            elif isinstance(record, EndRun):
+                self._opened.pop(record.run, None)
+                backlog += coalescer.forget(record.run)
+            backlog.append(record)
+        backlog += coalescer.close(older=LONGEST)
 
     def _store(self, spool: Spool, backlog: list[Record | _Barrier]) -> None:
         records = [record for record in backlog if not isinstance(record, _Barrier)]
         if records:
+            if not spool.exists():
+                raise SpoolError(f"{spool.folder} was deleted")
             self._seq = spool.append(records)
+            if self.ledger is not None:
+                guard.run("count what it recorded", self.ledger.add, records)
         for record in backlog:
             if isinstance(record, _Barrier):
                 record.seq = self._seq
@@ -298,7 +467,7 @@ class Writer:
             return
         kept: list[Record | _Barrier] = []
         for record in backlog:
-            if excess > 0 and isinstance(record, Points | DatasetInput):
+            if excess > 0 and isinstance(record, Points | Block | DatasetInput):
                 excess -= 1
                 self.dropped += 1
             else:
@@ -321,8 +490,14 @@ class Writer:
                 else:
                     del self._outstanding[run]
                 self._idle.notify_all()
+            # Until the next job comes it would keep alive what it was about, such as the copy of a model.
+            del job
 
     # -- the sender -----------------------------------------------------------------------------------------------
+
+    def _sender_died(self) -> bool:
+        process = self._process
+        return process is not None and process.poll() is not None
 
     def _ensure_sender(self) -> None:
         if self._sender_kind == "process" and (self._process is None or self._process.poll() is not None):
@@ -340,7 +515,8 @@ class Writer:
             if started.error is not None:
                 guard.report("start its sender process (a thread sends instead)", started.error)
                 self._sender_kind = "thread"
-        if self._sender_kind == "thread" and self._sender_thread is None:
+        alive = self._sender_thread is not None and self._sender_thread.is_alive()
+        if self._sender_kind == "thread" and not alive:
             self._sender_thread = threading.Thread(target=self._send_here, name="autolog-sender", daemon=True)
             self._sender_thread.start()
 
@@ -350,9 +526,11 @@ class Writer:
             raise OSError("this Python does not know its own executable")
         with (self.folder / "sender.log").open("ab") as log:
             # -I: neither the working folder nor PYTHON* variables choose what the sender imports; it gets the
-            # training process's own import path, less the script's folder, whose files may bear any name.
-            script = str(Path(sys.argv[0]).resolve().parent) if sys.argv and sys.argv[0] else ""
-            path = [entry for entry in sys.path if entry and entry != script]
+            # training process's own import path, less the script's folder, whose files may bear any name; unless that
+            # is where packages are, as of a notebook's kernel.
+            script = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
+            apart = str(script) if script is not None and script.name not in _PACKAGES else ""
+            path = [entry for entry in sys.path if entry and entry != apart]
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _BOOT, str(self.folder), json.dumps(path)],
                 stdin=subprocess.PIPE,
@@ -387,6 +565,7 @@ class Writer:
 
     def after_fork_in_child(self) -> None:
         """Disown everything in a forked child: threads are gone, locks may be held, the spool is the parent's."""
+        endings.forget_signals()
         if self._poke is not None:
             # The parent's death must close the pipe, so no child may keep its end open.
             guard.attempt(self._poke.close)

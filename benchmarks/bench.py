@@ -108,14 +108,17 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     names = ["bare", "ours"] + (["mlflow"] if workload.mlflow and with_mlflow else [])
     workers = {name: Worker(workload, name, folder / f"{workload.name}-{name}") for name in names}
     took: dict[str, list[float]] = {name: [] for name in names}
+    numbers: list[float] = []
     settle: list[float] = []
     for turn in range(repeat + WARM_UP):
         for name, worker in workers.items():
             seconds = worker.ask("work")
-            settled = worker.ask("settle") if name == "ours" else 0.0
+            read = worker.ask("numbers") if name == "ours" else 0.0
+            settled = read + worker.ask("settle") if name == "ours" else 0.0
             if turn >= WARM_UP:
                 took[name].append(seconds / workload.units)
                 if name == "ours":
+                    numbers.append(read)
                     settle.append(settled)
     for worker in workers.values():
         worker.close()
@@ -124,6 +127,7 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     medians["added"] = statistics.median(b - a for a, b in zip(took["bare"], took["ours"], strict=True))
     if "mlflow" in took:
         medians["mlflow_added"] = statistics.median(b - a for a, b in zip(took["bare"], took["mlflow"], strict=True))
+    medians["numbers"] = statistics.median(numbers)
     medians["settle"] = statistics.median(settle)
     return {"title": workload.title, "goal": workload.goal, **medians}
 
@@ -173,6 +177,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, help="turns of each workload")
     parser.add_argument("--without-mlflow", action="store_true", help="leave MLflow's own autologging out")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--markdown", type=Path, help="write the table there, too, such as docs/benchmarks.md")
     options = parser.parse_args()
     wanted = options.workloads or ["import", "point", *WORKLOADS]
     unknown = set(wanted) - {"import", "point", *WORKLOADS}
@@ -180,9 +185,21 @@ def main() -> None:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
     with_mlflow = not options.without_mlflow
     print(machine())
-    head = ("work", "bare", "ours", "MLflow's", "ours adds", "MLflow adds", "ratio", "readable after", "to reach")
+    head = (
+        "work",
+        "bare",
+        "ours",
+        "MLflow's",
+        "ours adds",
+        "MLflow adds",
+        "ratio",
+        "readable after",
+        "with pictures",
+        "to reach",
+    )
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     rows = {}
+    table = ["| " + " | ".join(head[:-1]) + " |", "|" + "---|" * (len(head) - 1)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for name in wanted:
@@ -206,8 +223,11 @@ def main() -> None:
                 show(row["ours"]),
                 show(row.get("mlflow")),
             ]
-            cells += [show(added), show(theirs), ratio, show(row.get("settle")), row["goal"]]
+            cells += [show(added), show(theirs), ratio, show(row.get("numbers")), show(row.get("settle")), row["goal"]]
             print("| " + " | ".join(cells) + " |", flush=True)
+            table.append("| " + " | ".join(cells[:-1]) + " |")
+    if options.markdown:
+        options.markdown.write_text("\n".join(table) + f"\n\nMeasured on {machine()}.\n", encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 

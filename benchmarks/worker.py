@@ -2,21 +2,43 @@
 
     python worker.py WORKLOAD bare|ours|mlflow
 
-Reads lines from standard input: ``work`` times one call, ``settle`` waits until what was recorded can be read. Answers
-with one number (seconds) a line on the original standard output.
+Reads lines from standard input: ``work`` times one call, ``numbers`` waits until its runs are finished in the store,
+with all but their pictures, ``settle`` until these are there, too. Answers with one number (seconds) a line on the
+original standard output.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import sys
 import time
 import warnings
+from pathlib import Path
 
 from workloads import WORKLOADS
 
 warnings.simplefilter("ignore")
+
+
+def finished(known: int) -> int:
+    """Wait until the store has more than `known` runs and none of them is under way; return their number."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        time.sleep(0.002)
+        if not Path("mlflow.db").exists():
+            continue
+        store = sqlite3.connect("file:mlflow.db?mode=ro", uri=True)
+        try:
+            number, running = store.execute("SELECT COUNT(*), TOTAL(status = 'RUNNING') FROM runs").fetchone()
+        except sqlite3.OperationalError:  # The tables are being made, or the sender writes.
+            continue
+        finally:
+            store.close()
+        if number > known and not running:
+            return int(number)
+    raise TimeoutError("the runs did not finish")
 
 
 def main() -> None:
@@ -35,11 +57,14 @@ def main() -> None:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         importlib.import_module(f"mlflow.{workload.mlflow}").autolog(silent=True)
     work = workload.prepare()
+    runs = 0
     for line in sys.stdin:
         gc.collect()
         start = time.perf_counter()
         if line.strip() == "work":
             work()
+        elif line.strip() == "numbers":
+            runs = finished(runs)
         elif recorder == "ours":
             assert autolog.flush(120)
         print(time.perf_counter() - start, file=answers)

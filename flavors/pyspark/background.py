@@ -36,17 +36,19 @@ _held: set[Hold] = set()
 
 
 class Hold:
-    """Keeps a Spark context from being stopped, until :meth:`release` or until time runs out.
+    """Keeps Spark from being stopped, until :meth:`release` or until time runs out.
 
-    context: the ``SparkContext``, or None for a session that is not of this process.
+    session: a ``SparkSession``, or None where there is none. What is held, `context`, is its ``SparkContext``, or the
+    session itself where it is one of Spark Connect.
     """
 
-    __slots__ = ("abandoned", "context")
+    __slots__ = ("_remote", "abandoned", "context")
 
-    def __init__(self, context: Any) -> None:
-        self.context = context
+    def __init__(self, session: Any) -> None:
+        self._remote = type(session).__module__.startswith("pyspark.sql.connect")
+        self.context = session if self._remote or session is None else session.sparkContext
         self.abandoned = False
-        if context is not None:
+        if session is not None:
             with _changed:
                 _held.add(self)
 
@@ -69,18 +71,36 @@ class Hold:
         """
         if not self._alive():
             raise self._stopped()
-        guard.attempt(self._name_jobs, what)
+        guard.attempt(self._enter, what)
         done = guard.attempt(function, *args)
         if done.error is None:
             return done.value  # type: ignore[return-value]
         if not self._alive():
             raise self._stopped() from done.error
+        if _is_gone(done.error):
+            raise SparkStopped("Spark is gone: its JVM does not answer any more") from done.error
         if "\n\tat " in str(done.error):
             raise SparkFailed(_first_lines(str(done.error))) from done.error
         raise done.error
 
+    def ask(self, run: Run, what: str, function: Callable[..., T], *args: Any) -> T | None:
+        """Call `function` like :meth:`call`, but return None where Spark is gone.
+
+        That is said once: by the model that could not be saved or, where none was to be, here.
+        """
+        done = guard.attempt(self.call, what, function, *args)
+        if isinstance(done.error, SparkStopped):
+            if not run.config.log_models:
+                guard.say_once("spark-gone", "mlflow-autolog: not all of a training was recorded: %s", done.error)
+            return None
+        if done.error is not None:
+            raise done.error
+        return done.value
+
     def _alive(self) -> bool:
-        return not self.abandoned and getattr(self.context, "_jsc", None) is not None
+        if self.abandoned or self.context is None:
+            return False
+        return not self.context.client.is_closed if self._remote else self.context._jsc is not None
 
     def _stopped(self) -> SparkStopped:
         return SparkStopped(
@@ -88,12 +108,24 @@ class Hold:
             "AUTOLOG_SPARK_STOP_TIMEOUT sets"
         )
 
-    def _name_jobs(self, what: str) -> None:
+    def _enter(self, what: str) -> None:
+        """Prepare this thread: jobs get a name, and Spark Connect knows which session is meant."""
+        if self._remote:
+            # Models look for the thread's active session; it is set on the thread that made it only.
+            type(self.context)._active_session.session = self.context
+            self.context.addTag(JOB_GROUP)
+            return
         from py4j.clientserver import ClientServer
 
         # Without pinned threads the JVM's threads, and thus their job groups, are shared with the user's.
         if isinstance(self.context._gateway, ClientServer):
             self.context.setJobGroup(JOB_GROUP, f"mlflow-autolog: {what}")
+
+
+def _is_gone(error: BaseException) -> bool:
+    from py4j.protocol import Py4JNetworkError
+
+    return isinstance(error, Py4JNetworkError | ConnectionError) or "Answer from Java side is empty" in str(error)
 
 
 def _first_lines(text: str) -> str:
@@ -127,6 +159,6 @@ def wait(context: Any | None) -> bool:
 
 
 def stop(call: Call) -> Generator[None, Any, None]:
-    """Hold ``SparkContext.stop`` back until models are saved."""
+    """Hold ``SparkContext.stop``, or that of a Spark Connect session, back until models are saved."""
     wait(call.instance)
     yield

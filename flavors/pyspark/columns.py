@@ -1,20 +1,32 @@
-"""Columns: which of them a pipeline really takes, and what MLflow calls their types.
+"""Which columns of a frame does a pipeline really take?
 
-Both work on plain values: params as :mod:`flavors.pyspark.stages` reads them, and Spark's JSON form of a schema
-(``StructType.json()``). No call to the JVM is made here.
+The question is asked on the worker thread, of plain values that :func:`steps` read on the training thread, since the
+user may change the estimator as soon as ``fit`` has returned.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from autolog import guard
 from flavors.pyspark import stages
 from flavors.pyspark.stages import ParamMap
 
-_INPUTS = ("inputCol", "inputCols", "featuresCol", "features_cols", "userCol", "itemCol", "itemsCol", "offsetCol")
+_INPUTS = (
+    "inputCol",
+    "inputCols",
+    "featuresCol",
+    "features_cols",
+    "userCol",
+    "itemCol",
+    "itemsCol",
+    "offsetCol",
+    "base_margin_col",
+)
 _OUTPUTS = (
     "outputCol",
     "outputCols",
@@ -25,92 +37,148 @@ _OUTPUTS = (
     "quantilesCol",
     "leafCol",
     "topicDistributionCol",
+    "pred_contrib_col",
 )
 #: Read by ``fit`` only.
-_TRAINING = ("labelCol", "weightCol", "ratingCol", "censorCol", "validationIndicatorCol", "foldCol")
+_TRAINING = ("labelCol", "weightCol", "ratingCol", "censorCol", "validationIndicatorCol", "foldCol", "qid_col")
 
-_RESPONSE = re.compile(r"\s*([^~\s]+)\s*~")
+#: What a formula calls a column (``org.apache.spark.ml.feature.RFormulaParser.columnRef``), or all of them.
+_REFERENCE = re.compile(r"(?:[a-zA-Z]|\.[a-zA-Z_])[a-zA-Z0-9._]*|\.")
+
+_UNRESOLVED = "org.apache.spark.sql.catalyst.analysis.UnresolvedAttribute"
+_ALIAS = "org.apache.spark.sql.catalyst.expressions.Alias"
 
 
 @dataclass(frozen=True, slots=True)
-class Consumed:
-    """What a fitted estimator reads of a frame when it predicts.
+class Step:
+    """One stage that data goes through: its class name and its params."""
 
-    columns: names, or None where a stage (SQL, a formula) may read any column.
-    training: columns that only ``fit`` reads: labels, weights, folds.
+    kind: str
+    values: dict[str, Any]
+
+
+#: Parses the statement of a SQLTransformer into the JSON form of Spark's logical plan.
+ParseSQL = Callable[[str], str]
+
+
+def steps(estimator: Any, extra: ParamMap | None = None) -> list[Step]:
+    """Return the stages that data goes through when `estimator` or its model predicts, in order."""
+    return [Step(type(stage).__name__, stages.param_values(stage, extra)) for stage in stages.flow(estimator, extra)]
+
+
+def consumed(taken: Iterable[Step], available: list[str], parse: ParseSQL) -> list[str] | None:
+    """Return those of the `available` columns that the steps read when they predict, in their order.
+
+    Where a step may read any column, that is all but those that only ``fit`` reads (labels, weights, folds). None
+    where none is left.
+
+    parse: asked for each SQL statement among them; where it raises, the statement may read any column.
     """
-
-    columns: tuple[str, ...] | None
-    training: frozenset[str]
-
-    def of(self, available: list[str]) -> list[str] | None:
-        """Return those of the frame's columns that are read, in its order; None where that cannot be told."""
-        if self.columns is not None:
-            # Spark resolves names regardless of case unless told otherwise.
-            wanted = {name.lower() for name in self.columns}
-            found = [name for name in available if name in self.columns or name.lower() in wanted]
-            if len({name.lower() for name in found}) == len(wanted):
-                return found
-        rest = [name for name in available if name not in self.training]
-        return rest or None
+    follow = _Follow(available, parse)
+    taken = list(taken)
+    for step in taken:
+        follow.step(step)
+    found = follow.found([name for step in taken for name in _columns(step.values, _TRAINING)])
+    return found or None
 
 
-def consumed(estimator: Any, extra: ParamMap | None = None) -> Consumed:
-    """Follow columns through the stages of `estimator`."""
-    inputs: list[str] = []
-    outputs: set[str] = set()
-    training: list[str] = []
-    indexed: dict[str, str] = {}
-    traceable = True
-    for stage in _flat(estimator, extra):
-        values = stages.param_values(stage, extra)
-        kind = type(stage).__name__
-        training += [name for name in _columns(values, _TRAINING) if name not in outputs]
-        if kind == "RFormula":
-            # Its featuresCol and labelCol are what it makes.
-            traceable = False
-            response = _RESPONSE.match(str(values.get("formula") or ""))
-            training += [response[1]] if response else []
-            outputs |= {str(values["featuresCol"]), str(values["labelCol"])}
-            continue
+class _Follow:
+    """Walks along the stages. Names are compared as Spark resolves them by default, regardless of case."""
+
+    def __init__(self, available: list[str], parse: ParseSQL) -> None:
+        self._available = {name.lower(): name for name in available}
+        self._parse = parse
+        self._inputs: list[str] = []
+        self._outputs: set[str] = set()
+        self._training: list[str] = []
+        self._indexed: dict[str, str] = {}
+        self._anything = False
+
+    def step(self, step: Step) -> None:
+        values = step.values
+        self._training += [name for name in _columns(values, _TRAINING) if name.lower() not in self._outputs]
         taken = list(_columns(values, _INPUTS))
         made = list(_columns(values, _OUTPUTS))
-        if not taken and kind not in ("CrossValidator", "TrainValidationSplit"):
-            traceable = False
-        if values.get("features_cols"):
+        if step.kind.startswith("RFormula"):
+            response, taken = self._formula(str(values.get("formula") or ""))
+            self._training += response
+            # Its featuresCol and labelCol are what it makes.
+            made = [str(values["featuresCol"]), str(values["labelCol"])]
+        elif step.kind == "SQLTransformer":
+            taken, made = self._statement(str(values.get("statement") or ""))
+        elif values.get("features_cols"):
             taken = list(values["features_cols"])  # XGBoost's estimators have the default of featuresCol all the same.
-        if kind == "StringIndexer":
+        elif not taken and step.kind not in ("CrossValidator", "TrainValidationSplit"):
+            self._anything = True
+        if step.kind.startswith("StringIndexer"):
             several = "inputCols" in values
             taken = list(values["inputCols"]) if several else taken
             made = list(values.get("outputCols") or ()) if several else made
             # A fitted indexer is content with a frame that lacks its input: what it makes of a label is no input.
-            indexed.update({out: name for name, out in zip(taken, made, strict=False) if name not in outputs})
+            pairs = zip(taken, made, strict=False)
+            self._indexed.update({out: name for name, out in pairs if name.lower() not in self._outputs})
         else:
-            inputs += [name for name in taken if name not in outputs]
-            inputs += [indexed.pop(name) for name in taken if name in indexed]
-        outputs |= set(made)
-    labels = {values for values in _labels(estimator, extra) if values in indexed}
-    training += [indexed.pop(label) for label in sorted(labels)]
-    inputs += indexed.values()
-    unique = tuple(dict.fromkeys(inputs))
-    return Consumed(unique if traceable and unique else None, frozenset(training) - set(unique if traceable else ()))
+            self._inputs += [name for name in taken if name.lower() not in self._outputs]
+            self._inputs += [self._indexed.pop(name) for name in taken if name in self._indexed]
+        self._outputs |= {name.lower() for name in made}
+
+    def found(self, training: list[str]) -> list[str]:
+        self._training += [self._indexed.pop(name) for name in sorted(set(training)) if name in self._indexed]
+        wanted = {name.lower() for name in (*self._inputs, *self._indexed.values())}
+        if wanted and not self._anything and wanted <= self._available.keys():
+            return [name for key, name in self._available.items() if key in wanted]
+        unwanted = {name.lower() for name in self._training} - wanted
+        return [name for key, name in self._available.items() if key not in unwanted]
+
+    def _formula(self, formula: str) -> tuple[list[str], list[str]]:
+        """Return the response and the terms of an R formula, as far as these are columns of the frame or made of it."""
+        left, _, right = formula.partition("~")
+        response = [name for name in _REFERENCE.findall(left) if name != "."]
+        if re.search(r"[*^()]", right):  # Only adds terms, and what takes some away again is rare: take them all.
+            names = set(_REFERENCE.findall(right))
+        else:
+            terms: list[frozenset[str]] = []
+            for sign, term in re.findall(r"([+-]?)([^+-]+)", right):
+                of = frozenset(_REFERENCE.findall(term))
+                if sign != "-":
+                    terms.append(of)
+                elif frozenset(".") in terms:
+                    # All columns, less this one: spell them out.
+                    every = [frozenset([name]) for name in self._available.values() if name not in response]
+                    terms = [each for each in (*terms, *every) if each not in (of, frozenset("."))]
+                else:
+                    terms = [each for each in terms if each != of]
+            names = set().union(*terms)
+        if "." in names:
+            names = names - {"."} | {name for name in self._available.values() if name not in response}
+        return response, sorted(names)
+
+    def _statement(self, statement: str) -> tuple[list[str], list[str]]:
+        """Return the columns that a SELECT refers to, and those that it makes; what ``*`` lets through is neither."""
+        taken: list[str] = []
+        made: list[str] = []
+        plan = guard.attempt(self._parse, statement.replace("__THIS__", "this_frame"))
+        if plan.value is None:  # No public API of Spark's: it may not be there.
+            self._anything = True
+            return taken, made
+        for node in _nodes(json.loads(plan.value)):
+            if node.get("class") == _UNRESOLVED:
+                parts = str(node["nameParts"])[1:-1].split(", ")
+                # Qualified by a table before, by fields of a struct after: the column is whichever there is.
+                known = self._available.keys() | self._outputs
+                taken += [part for part in parts if part.lower() in known]
+            elif node.get("class") == _ALIAS:
+                made.append(str(node["name"]))
+        return taken, made
 
 
-def _labels(estimator: Any, extra: ParamMap | None) -> Iterator[str]:
-    for stage in _flat(estimator, extra):
-        yield from _columns(stages.param_values(stage, extra), _TRAINING)
-
-
-def _flat(estimator: Any, extra: ParamMap | None) -> Iterator[Any]:
-    """Yield the stages that data goes through, in order."""
-    if stages.is_pipeline(estimator):
-        for stage in stages.param_values(estimator, extra).get("stages") or ():
-            yield from _flat(stage, extra)
-    elif stages.is_search(estimator):
-        yield from _flat(stages.param_values(estimator, extra)["estimator"], extra)
-        yield estimator
-    else:
-        yield estimator
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for each in tree:
+            yield from _nodes(each)
 
 
 def _columns(values: dict[str, Any], kinds: tuple[str, ...]) -> Iterator[str]:
@@ -119,63 +187,3 @@ def _columns(values: dict[str, Any], kinds: tuple[str, ...]) -> Iterator[str]:
         for name in value if isinstance(value, list | tuple) else (value,):
             if isinstance(name, str) and name:
                 yield name
-
-
-# -- types ----------------------------------------------------------------------------------------------------------
-
-_SCALARS = {
-    "boolean": "boolean",
-    "byte": "integer",
-    "short": "integer",
-    "integer": "integer",
-    "long": "long",
-    "float": "float",
-    "double": "double",
-    "string": "string",
-    "binary": "binary",
-    "date": "datetime",
-    "timestamp": "datetime",
-    "timestamp_ntz": "datetime",
-}
-
-
-def specs(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return MLflow's column specs of the `fields` of a Spark schema; a field of unknown type has none."""
-    made = []
-    for field in fields:
-        spec = mlflow_type(field["type"])
-        if spec is not None:
-            # All required, as MLflow's own inference has it: Spark calls nearly every column nullable.
-            made.append({**spec, "name": field["name"], "required": True})
-    return made
-
-
-def mlflow_type(kind: Any) -> dict[str, Any] | None:
-    """Return MLflow's JSON for a Spark type, or None where there is none (``mlflow.types.schema``).
-
-    kind: as ``DataType.jsonValue()`` has it, a name or a dict.
-    """
-    if isinstance(kind, str):
-        if kind.startswith("decimal"):
-            return {"type": "double"}
-        if kind.startswith(("char", "varchar", "string")):
-            return {"type": "string"}
-        return {"type": _SCALARS[kind]} if kind in _SCALARS else None
-    if kind["type"] == "udt":
-        is_vector = kind.get("class") == "org.apache.spark.ml.linalg.VectorUDT"
-        return {"type": "sparkml_vector"} if is_vector else None
-    if kind["type"] == "array":
-        items = mlflow_type(kind["elementType"])
-        return {"type": "array", "items": items} if items else None
-    if kind["type"] == "map":
-        values = mlflow_type(kind["valueType"])
-        return {"type": "map", "values": values} if values and kind["keyType"] == "string" else None
-    if kind["type"] == "struct":
-        properties = {}
-        for field in kind["fields"]:
-            spec = mlflow_type(field["type"])
-            if spec is None:
-                return None
-            properties[field["name"]] = {**spec, "required": not field["nullable"]}
-        return {"type": "object", "properties": properties} if properties else None
-    return None

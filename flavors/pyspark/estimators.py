@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+import weakref
+from collections.abc import Generator
 from typing import Any
 
-from autolog import guard, predictions, runtime
-from autolog.datasets import Dataset
-from autolog.models import ModelSnapshot
+from autolog import guard, runtime, scope
 from autolog.patching import Call
 from autolog.run import Run
-from flavors.pyspark import columns, frames, search, snapshot, stages, summaries
-from flavors.pyspark.background import Hold
+from autolog.scope import Scope
+from flavors.pyspark import multiple, search, stages
 from flavors.pyspark.stages import ParamMap
+from flavors.pyspark.training import Training
+
+#: What is being recorded, by the scope of the outermost ``fit``.
+_trainings: weakref.WeakKeyDictionary[Scope, Training] = weakref.WeakKeyDictionary()
 
 
 def opens_run(call: Call) -> bool:
@@ -25,22 +28,29 @@ def opens_run(call: Call) -> bool:
     return not makes_column or hasattr(kind, "predictionCol")
 
 
+def joins(call: Call, outer: Scope) -> bool:
+    """Return whether a ``fit`` inside another one is of interest: it shows the frame that a stage was fitted on."""
+    return outer in _trainings
+
+
 def fit(call: Call) -> Generator[None, Any, None]:
     """Record one training: params, dataset, model, training summary. Nothing here runs a Spark job."""
+    here = call.scope
+    assert here is not None
+    frame, given = _arguments(call)
+    if (outer := _trainings.get(here)) is not None:
+        outer.fitted_on(call.instance, frame)
+        yield
+        return
+    if (group := multiple.current()) is not None:
+        here.run = runtime.open_run("pyspark", parent=group.run)
     estimator, run = call.instance, call.run
-    frame = call.args[0] if call.args else call.kwargs.get("dataset")
-    given = call.args[1] if len(call.args) > 1 else call.kwargs.get("params")
     extra = given if isinstance(given, dict) else None
-    run.tags(stages.tags(estimator))
-    named = guard.run("read the estimator's stages", stages.names, estimator, extra) or {}
-    params = guard.run("read the estimator's params", stages.params, estimator, named, extra)
-    if params:
-        run.params(params)
-    info = guard.run("read the estimator's hierarchy", stages.info, estimator, named, extra)
-    if info:
-        run.text("estimator_info.json", json.dumps(info, indent=2, default=str))
-    training = _Training(frame, call.name_of(frame) or "dataset")
+    named = describe(run, estimator, extra)
+    training = Training(frame, call.name_of(frame) or "dataset")
     try:
+        _trainings[here] = training
+        training.fitted_on(estimator, frame)
         training.describe(run)
 
         result = yield
@@ -51,84 +61,65 @@ def fit(call: Call) -> Generator[None, Any, None]:
                 child.tags(stages.tags(estimator))
                 child.params(stages.params(estimator, named, point))
                 training.describe(child)
-                training.model(child, model, estimator, point)
+                _outcome(child, training, estimator, model, named, point)
                 child.end()
                 runtime.closed(child)
         else:
-            if stages.is_search(estimator):
-                guard.run("record the search", search.record, run, estimator, result, named, extra)
-            training.model(run, result, estimator, extra)
+            _outcome(run, training, estimator, result, named, extra)
     finally:
         training.hold.release_after(run)
 
 
-class _Training:
-    """The data of one ``fit``, and the work on it that goes on after it has returned.
+def fit_multiple(call: Call) -> Generator[None, Any, None]:
+    """Record a call of ``fitMultiple`` that the user made: its models become child runs as they are taken."""
+    from pyspark.ml.base import _FitMultipleIterator
 
-    frame: what the user passed, hopefully a DataFrame; name: that of its variable.
-    """
+    models = yield
+    # An estimator with an iterator of its own fits as it likes, and its calls of fit, if any, are runs of their own.
+    if scope.current() is not None or type(models) is not _FitMultipleIterator:
+        return
+    if not runtime.may_record("pyspark") or not opens_run(call):
+        return
+    run = runtime.open_run("pyspark")
+    describe(run, call.instance, None)
+    frame, _ = _arguments(call)
+    training = Training(frame, call.name_of(frame) or "dataset")
+    training.describe(run)
+    training.hold.release_after(run)
+    multiple.follow(models, run, models.numModel)
 
-    def __init__(self, frame: Any, name: str) -> None:
-        self.frame = frame if frames.is_classic(frame) else None
-        self.name = name
-        self.dataset: Dataset | None = None
-        self.hold = Hold(None if self.frame is None else self.frame.sparkSession.sparkContext)
 
-    def describe(self, run: Run) -> None:
-        """Record the dataset, from the worker thread."""
-        if self.frame is None or not run.config.log_datasets:
-            return
+def not_recorded(call: Call) -> Generator[None, Any, None]:
+    """Say once that the estimators of ``pyspark.ml.connect``, which share nothing with Spark ML's, are not recorded."""
+    guard.say_once(
+        "spark-ml-connect",
+        "mlflow-autolog does not record the estimators of pyspark.ml.connect; those of pyspark.ml are recorded, on "
+        "Spark Connect, too.",
+    )
+    yield
 
-        def describe() -> None:
-            dataset = self.hold.call("reading a schema", frames.describe, self.frame, self.name)
-            self.dataset = dataset
-            run.dataset(dataset, "train")
 
-        run.later("describe the training data", describe)
+def describe(run: Run, estimator: Any, extra: ParamMap | None) -> dict[str, str]:
+    """Record what an estimator is; return the names of its stages by uid."""
+    run.tags(stages.tags(estimator))
+    named = guard.run("read the estimator's stages", stages.names, estimator, extra) or {}
+    params = guard.run("read the estimator's params", stages.params, estimator, named, extra)
+    if params:
+        run.params(params)
+    info = guard.run("read the estimator's hierarchy", stages.info, estimator, named, extra)
+    if info:
+        run.text("estimator_info.json", json.dumps(info, indent=2, default=str))
+    return named
 
-    def model(self, run: Run, model: Any, estimator: Any, extra: ParamMap | None) -> None:
-        """Record a fitted model, and what its training summary says."""
-        from pyspark.ml.base import Transformer
 
-        if not isinstance(model, Transformer):
-            return
-        if self.frame is None:
-            guard.say_once(
-                "spark-connect", "mlflow-autolog: models of Spark Connect sessions are not saved; all else is recorded."
-            )
-            predictions.remember(model, run, None)
-            return
-        # The user may change the model's params from here on; and its companion in the JVM must not be touched while
-        # the user's own calls use it.
-        detached = guard.attempt(snapshot.detach, model)
-        key = None
-        if run.config.log_models:
-            consumed = guard.run("follow the columns", columns.consumed, estimator, extra)
-            key = run.model(self._take(run, detached, consumed), register=True)
-        predictions.remember(model, run, key)
-        best = getattr(model, "bestModel", None) if stages.is_search(estimator) else None
-        if best is not None:
-            best_key = None
-            if run.config.log_models and detached.value is not None:
-                inner = guard.Outcome(detached.value.bestModel, None)
-                best_key = run.model(self._take(run, inner, consumed), name="best_model")
-            predictions.remember(best, run, best_key)
-        if detached.value is not None:
-            copy = detached.value
+def _arguments(call: Call) -> tuple[Any, Any]:
+    frame = call.args[0] if call.args else call.kwargs.get("dataset")
+    return frame, call.args[1] if len(call.args) > 1 else call.kwargs.get("params")
 
-            def summarize() -> None:
-                found = self.hold.call("reading the training summary", summaries.read, self.hold.context, copy)
-                for step, values in found:
-                    run.metrics(values, step=step, model=key, dataset=self.dataset)
 
-            run.later("read the training summary", summarize)
-
-    def _take(
-        self, run: Run, detached: guard.Outcome[Any], consumed: columns.Consumed | None
-    ) -> Callable[[], ModelSnapshot]:
-        def take() -> ModelSnapshot:
-            if detached.error is not None:
-                raise detached.error
-            return snapshot.take(detached.value, self.frame, consumed, self.hold, run.config)
-
-        return take
+def _outcome(
+    run: Run, training: Training, estimator: Any, model: Any, named: dict[str, str], extra: ParamMap | None
+) -> None:
+    """Record what came out: candidates of a search, the model, and what it says of itself."""
+    guard.run("record the search", search.record, run, estimator, model, named, extra)
+    training.model(run, model, estimator, extra)

@@ -7,15 +7,16 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from autolog.flavor import Flavor
-from flavors.pyspark import background, estimators, post_training
+from flavors.pyspark import background, estimators, multiple, post_training
 
 
 class PySparkFlavor(Flavor):
-    """Spark ML estimators, user-written ones included; ``pyspark.ml.connect`` is not.
+    """Spark ML estimators, user-written ones included, also on Spark Connect; ``pyspark.ml.connect`` is not recorded.
 
     Seams: ``Estimator.fit``, ``Transformer.transform`` and ``Evaluator.evaluate``, each defined once in Spark ML itself
-    (subclasses define ``_fit``, ``_transform``, ``_evaluate``), and wherever else a subclass overrides them. Besides,
-    ``SparkContext.stop``, which ``SparkSession.stop`` calls: models that are being saved need the context.
+    (subclasses define ``_fit``, ``_transform``, ``_evaluate``), and wherever else a subclass overrides them; the
+    default ``fitMultiple`` with its iterator, which fits later and on any thread; ``SparkContext.stop``, which
+    ``SparkSession.stop`` calls, as models that are being saved need the context.
     """
 
     name: ClassVar[str] = "pyspark"
@@ -28,15 +29,25 @@ class PySparkFlavor(Flavor):
         context = getattr(module, "SparkContext", None)  # A client for Spark Connect only has none.
         if context is not None:
             self.wrap_call(context, "stop", background.stop)
+        self.when_imported("pyspark.sql.connect.session", self._patch_connect)
+        self.when_imported("pyspark.ml.connect.base", self._patch_ml_connect)
 
     def unpatch(self) -> None:
         """Undo :meth:`patch`; first wait for models that are being saved, as nobody does afterwards."""
         background.wait(None)
         super().unpatch()
 
+    def _patch_connect(self, module: ModuleType) -> None:
+        self.wrap_call(module.SparkSession, "stop", background.stop)
+
+    def _patch_ml_connect(self, module: ModuleType) -> None:
+        self.wrap_call(module.Estimator, "fit", estimators.not_recorded)
+
     def _patch_base(self, module: ModuleType) -> None:
         self._patch_family(module.Estimator, "fit")
         self._patch_family(module.Transformer, "transform")
+        self.wrap_call(module.Estimator, "fitMultiple", estimators.fit_multiple)
+        self.wrap_call(module._FitMultipleIterator, "__next__", multiple.next_model)
 
     def _patch_evaluation(self, module: ModuleType) -> None:
         self._patch_family(module.Evaluator, "evaluate")
@@ -54,7 +65,7 @@ class PySparkFlavor(Flavor):
 
 
 _WRAP = {
-    "fit": partial(Flavor.wrap_training, hook=estimators.fit, opens=estimators.opens_run),
+    "fit": partial(Flavor.wrap_training, hook=estimators.fit, opens=estimators.opens_run, joins=estimators.joins),
     "transform": partial(Flavor.wrap_call, hook=post_training.transform),
     "evaluate": partial(Flavor.wrap_call, hook=post_training.evaluate),
 }

@@ -49,7 +49,7 @@ def evaluate(call: Call) -> Generator[None, Any, None]:
 
 
 def _describe(by: Trained, frame: Any, variable: str) -> Dataset | None:
-    if not by.run.config.log_datasets or not frames.is_classic(frame):
+    if not by.run.config.log_datasets or not (frames.is_classic(frame) or frames.is_remote(frame)):
         return None
     return frames.describe(frame, variable)
 

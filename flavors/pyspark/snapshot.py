@@ -13,7 +13,7 @@ from typing import Any
 
 from autolog import guard, models, signature
 from autolog.models import ModelSnapshot
-from flavors.pyspark import columns, frames
+from flavors.pyspark import columns, frames, schemas, stages
 from flavors.pyspark.background import Hold
 
 #: Where models go first on clusters whose executors do not see the driver's disk.
@@ -54,6 +54,9 @@ def detach(part: Any) -> Any:
             if name == "_java_obj" and hasattr(value, "_target_id"):
                 empty[:] = empty or [JavaParams._empty_java_param_map()]
                 state[name] = value.copy(empty[0])
+            elif name == "_java_obj" and hasattr(value, "add_ref"):
+                value.add_ref()  # Spark Connect: the server forgets a model that nobody refers to any more.
+                state[name] = value
             else:
                 state[name] = copy(value)
         # Complete before it exists: its destructor releases the companion that it holds at that time.
@@ -64,23 +67,27 @@ def detach(part: Any) -> Any:
     return copy(part)
 
 
-def take(model: Any, frame: Any, consumed: columns.Consumed | None, hold: Hold, config: Any) -> ModelSnapshot:
+def take(model: Any, frame: Any, steps: list[columns.Step] | None, hold: Hold, config: Any) -> ModelSnapshot:
     """Describe a detached model, on the worker thread; its files are written when the snapshot is.
 
-    frame: the training data; consumed: the columns of it that the model takes.
+    frame: the training data; steps: what it goes through when the model predicts, None where that is not known.
 
     Raises: SparkStopped, and what the JVM raises.
     """
     import pyspark
 
     fields = hold.call("reading a schema", frames.schema, frame)
-    inputs = consumed.of([field["name"] for field in fields]) if consumed is not None else None
+    names = [field["name"] for field in fields]
+    inputs = None
+    if steps is not None:
+        parse = frames.sql_parser(frame)
+        inputs = guard.run("follow the columns", hold.call, "following columns", columns.consumed, steps, names, parse)
     taken = [field for field in fields if inputs is not None and field["name"] in inputs]
     output = guard.attempt(_output, model, frame)
     made = None
     if config.log_model_signatures:
         result = [{**output.value, "required": True}] if output.value else None
-        specs = columns.specs(taken)
+        specs = schemas.specs(taken)
         # A column without a spec would be withheld from the model, so that it could not predict.
         made = signature.signature(specs if len(specs) == len(taken) else None, result)
     example = None
@@ -110,8 +117,7 @@ def take(model: Any, frame: Any, consumed: columns.Consumed | None, hold: Hold, 
 
 def _packages(model: Any) -> set[str]:
     """Return the top-level modules that define the model's stages."""
-    inner = [each for name in ("stages", "models") for each in getattr(model, name, None) or ()]
-    inner += [model.bestModel] if hasattr(model, "bestModel") else []
+    inner = [*(stages.fitted(model) or ()), *(getattr(model, "models", None) or ())]
     own = type(model).__module__.partition(".")[0]
     return {own, *(name for each in inner for name in _packages(each))} - {"__main__"}
 
@@ -126,30 +132,29 @@ def _output(model: Any, frame: Any) -> dict[str, Any] | None:
 
     Raises: LookupError where a stage cannot say what columns it makes; what the JVM raises.
     """
+    made = {field["name"]: field["type"] for field in _fields_made(model, frame)}
+    for stage in stages.flat(model):
+        if type(stage).__name__ in _CLUSTERINGS:
+            made[stage.getOrDefault("predictionCol")] = "integer"
+    if "prediction" in made:
+        return schemas.mlflow_type(made["prediction"])
+    inner = getattr(model, "stages", None)
+    last = inner[-1] if inner else model
+    if last.hasParam("outputCol"):
+        return schemas.mlflow_type(made.get(last.getOrDefault("outputCol"), "void"))
+    return None
+
+
+def _fields_made(model: Any, frame: Any) -> list[schemas.Field]:
+    if frames.is_remote(frame):
+        return frames.schema(model.transform(frame))  # The plan of it is analyzed, no more.
     schema = frame._jdf.schema()
-    for stage in _flat(model):
+    for stage in stages.flat(model):
         if not hasattr(stage, "_to_java"):
             raise LookupError(f"{type(stage).__name__} does not say what columns it makes")
         # The companion of a transformer that fit had no need to run has not been told its params yet.
         schema = stage._to_java().transformSchema(schema)
-    made = {field["name"]: field["type"] for field in json.loads(schema.json())["fields"]}
-    for stage in _flat(model):
-        if type(stage).__name__ in _CLUSTERINGS:
-            made[stage.getOrDefault("predictionCol")] = "integer"
-    if "prediction" in made:
-        return columns.mlflow_type(made["prediction"])
-    inner = getattr(model, "stages", None)
-    last = inner[-1] if inner else model
-    if last.hasParam("outputCol"):
-        return columns.mlflow_type(made.get(last.getOrDefault("outputCol"), "void"))
-    return None
-
-
-def _flat(model: Any) -> list[Any]:
-    if hasattr(model, "bestModel"):
-        return _flat(model.bestModel)
-    inner = getattr(model, "stages", None)
-    return [each for stage in inner for each in _flat(stage)] if isinstance(inner, list) else [model]
+    return list(json.loads(schema.json())["fields"])
 
 
 def _example(frame: Any, inputs: list[str]) -> dict[str, Any] | None:
@@ -170,8 +175,13 @@ def _save(model: Any, session: Any, path: Path) -> None:
     """
     from pyspark.ml import PipelineModel
 
-    context = session.sparkContext
     pipeline = model if isinstance(model, PipelineModel) else PipelineModel([model])
+    if type(session).__module__.startswith("pyspark.sql.connect"):
+        pipeline.write().overwrite().save(f"file://{path.absolute()}")
+        if not path.exists():
+            raise OSError("the Spark Connect server wrote it to a disk of its own, which cannot be read from here")
+        return
+    context = session.sparkContext
     tmpdir = os.environ.get("AUTOLOG_SPARK_TMPDIR") or ""
     if not tmpdir and context.master.startswith("local"):
         _write(pipeline, session, f"file://{path.absolute()}")

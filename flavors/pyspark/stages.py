@@ -40,6 +40,36 @@ def is_search(stage: Any) -> bool:
     return isinstance(stage, CrossValidator | TrainValidationSplit)
 
 
+def fitted(model: Any) -> list[Any] | None:
+    """Return what a fitted pipeline or search consists of: its stages, its best model; None for any other object."""
+    best = getattr(model, "bestModel", None)
+    if best is not None:
+        return [best]
+    inner = getattr(model, "stages", None)
+    return inner if isinstance(inner, list) else None
+
+
+def flat(model: Any) -> list[Any]:
+    """Return the fitted stages that data goes through, in order."""
+    inner = fitted(model)
+    return [model] if inner is None else [each for stage in inner for each in flat(stage)]
+
+
+def flow(estimator: Any, extra: ParamMap | None = None) -> Iterator[Any]:
+    """Yield the stages that data goes through on the way through an estimator, in order; a search after its own."""
+    if is_pipeline(estimator):
+        for stage in param_values(estimator, extra).get("stages") or ():
+            yield from flow(stage, extra)
+    elif is_search(estimator):
+        yield from flow(param_values(estimator, extra)["estimator"], extra)
+        yield estimator
+    elif (inner := fitted(estimator)) is not None:  # A model that was fitted before, as a stage.
+        for stage in inner:
+            yield from flow(stage, extra)
+    else:
+        yield estimator
+
+
 def _nested(stage: Any, extra: ParamMap | None) -> dict[str, Any]:
     """Return the params of `stage` that are stages or evaluators themselves."""
     from pyspark.ml.param import Params

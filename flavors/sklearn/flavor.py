@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from autolog import patching, predictions, registry
-from autolog.flavor import Flavor
-from flavors.sklearn import estimators, model_selection, post_training, scores
+from autolog import guard, predictions, registry, runtime, scores
+from autolog.flavor import Derived, Flavor
+from autolog.patching import Call
+from flavors.sklearn import display, estimators, post_training, repeats, skops_format
+from flavors.sklearn.steps import Steps
 
 _FITS = ("fit", "fit_transform", "fit_predict")
-_PREDICTS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
+_PREDICTS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "transform")
 
 
 class SklearnFlavor(Flavor):
@@ -25,6 +27,10 @@ class SklearnFlavor(Flavor):
     """
 
     name: ClassVar[str] = "sklearn"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = Steps()
 
     def patch(self, module: ModuleType) -> None:
         """Patch estimators and, where post-training metrics are wanted, metric functions."""
@@ -48,56 +54,67 @@ class SklearnFlavor(Flavor):
         own = vars(cls)
         for name in _FITS:
             if hasattr(own.get(name), "__get__"):
-                self.wrap_training(cls, name, estimators.fit, opens=estimators.opens_run)
+                self.wrap_training(cls, name, self._fit, opens=estimators.opens_run)
+        if hasattr(own.get("partial_fit"), "__get__"):
+            self.wrap_training(cls, "partial_fit", self._steps.partial_fit, opens=estimators.opens_run)
         for name in _PREDICTS:
             if name in own:
                 self.wrap_call(cls, name, predictions.predict)
+        if hasattr(own.get("score"), "__get__"):
+            self.wrap_call(cls, "score", predictions.score)
+
+    def _fit(self, call: Call) -> Generator[None, Any, None]:
+        self._steps.fitted_anew(call.instance)
+        yield from estimators.fit(call)
 
     def _patch_repeats(self, module: ModuleType) -> None:
-        for name in model_selection.REPEATS:
-            self.wrap_training(
-                module,
-                name,
-                model_selection.repeat,
-                opens=model_selection.opens_run,
-                rebind=True,
-                also=("sklearn.model_selection._validation",),
-            )
+        for name, hook in repeats.HOOKS.items():
+            function = getattr(module, name, None)
+            cell = post_training.cell_of(function)
+            if cell is not None:
+                self.wrap_training(cell, name, hook)
+            elif function is not None:
+                self.wrap_training(module, name, hook, rebind=True, also=(function.__module__,))
 
     def _patch_metrics(self, module: ModuleType) -> None:
-        replaced: dict[int, tuple[Any, Any]] = {}
         for name in module.__all__:
             function = getattr(module, name, None)
             if not post_training.is_metric(name, function):
                 continue
-            homes = [module]
-            defined_in = sys.modules.get(function.__module__)
-            if defined_in is not None and vars(defined_in).get(name) is function:
-                homes.append(defined_in)
-            for home in homes:
-                # Both names must lead to one wrapper, or it could not be pickled by reference.
-                if home is module:
-                    self.wrap_call(module, name, predictions.metric)
-                else:
-                    made = vars(module)[name]
-                    setattr(home, name, made)
-                    self.on_unpatch(setattr, home, name, function)
-            replaced[id(function)] = (function, vars(module)[name])
-        with ExitStack() as stack:
-            patching.rebind(stack, replaced)
-            self.on_unpatch(stack.pop_all().close)
+            cell = post_training.cell_of(function)
+            if cell is not None:
+                self.wrap_call(cell, name, predictions.metric)
+            else:
+                self.wrap_call(module, name, predictions.metric, rebind=True, also=(function.__module__,))
+        self.when_imported("sklearn.metrics._scorer", self._patch_scorers)
 
-    def derive(self, what: str, blob: Path) -> dict[str, float]:
-        """Compute training metrics; see :mod:`flavors.sklearn.scores`."""
-        return scores.derive(what, blob)
+    def _patch_scorers(self, module: ModuleType) -> None:
+        for cls, name, hook in post_training.scorers(module):
+            self.wrap_call(cls, name, hook)
+
+    def finish(self, status: str, error: BaseException | None) -> None:
+        """End the trainings by ``partial_fit`` that are still open."""
+        self._steps.finish(status, error)
+
+    def finish_adopted(self, run_id: str) -> None:
+        """Record the final model of what ``partial_fit`` trains in the user's own run, which ends now."""
+        self._steps.finish_adopted(run_id)
+
+    def finish_model(self, folder: Path, package: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turn a pickled estimator into skops where that is certain; see :mod:`flavors.sklearn.skops_format`."""
+        return skops_format.convert(folder, package)
+
+    def derive(self, what: str, blob: Path) -> Derived:
+        """Make training metrics and pictures; see :mod:`autolog.scores` and :mod:`flavors.sklearn.display`."""
+        return display.derive(blob) if what == "estimator" else scores.derive(what, blob)
 
 
 def _claimed_elsewhere(cls: type) -> bool:
     """Return whether another flavor that is on records this class, such as XGBoost's its estimators."""
-    claimed = {
-        package
-        for flavor in registry.loaded()
-        if flavor.patched and flavor.name != "sklearn"
-        for package in flavor.claims
-    }
+    claimed: set[str] = set()
+    for name in registry.entry_points():
+        # Where all frameworks are imported already, the others may be patched after this one.
+        if name != "sklearn" and name in sys.modules and runtime.wanted(name):
+            flavor = guard.attempt(registry.load_flavor, name).value
+            claimed.update(flavor.claims if flavor is not None else ())
     return any(base.__module__.partition(".")[0] in claimed for base in cls.__mro__)

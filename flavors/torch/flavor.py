@@ -5,6 +5,8 @@
   costs six times as much.
 * the global optimizer step hooks: they are torch's own seam, they reach optimizers made before ``autolog()``, and
   unlike a wrapped ``step`` they do not meet the wrappers that optimizers and schedulers put on it.
+* ``Optimizer.zero_grad``: where it leaves zeros, that gradients were thrown away cannot be seen otherwise.
+* ``Optimizer.load_state_dict``: to know the state that outlives the optimizer, for the last checkpoint.
 * ``Optimizer.__init__``: to see which module's ``parameters()`` an optimizer gets, before it consumes them.
 """
 
@@ -12,13 +14,19 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from autolog import guard, patching, runtime, scope
 from autolog.flavor import Flavor
-from flavors.torch import optimizers, shapes
+from flavors.torch import evaluation, models, optimizers, shapes
+from flavors.torch.harvest import Harvest
+from flavors.torch.lightning import CONNECTORS, patch_connector
+from flavors.torch.optimizers import Origin
 from flavors.torch.recorder import Recorder
 
 
@@ -26,6 +34,8 @@ class TorchFlavor(Flavor):
     """Plain PyTorch training loops: one run per training, one point per optimizer step."""
 
     name: ClassVar[str] = "torch"
+    # Its estimators are loops of torch's.
+    claims: ClassVar[tuple[str, ...]] = ("skorch",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,11 +49,11 @@ class TorchFlavor(Flavor):
             register_optimizer_step_pre_hook,
         )
 
-        muted = scope.is_muted
+        muted = scope._muted.get
         wrapped_step = Optimizer.profile_hook_step(lambda: None).__code__
         recorder = self._recorder = self._recorder or Recorder(wrapped_step)
 
-        compiling = module.compiler.is_compiling
+        compiling = module.compiler.is_dynamo_compiling
         threads = recorder.threads
 
         # Each step: as little as can be, and nothing that could raise, outside of guard.run.
@@ -75,15 +85,27 @@ class TorchFlavor(Flavor):
         self.on_unpatch(register_optimizer_step_post_hook(after).remove)
         self._patch_backward(module, recorder)
         self._patch_init(Optimizer, recorder)
+        self._patch_load(Optimizer, recorder)
+        self._patch_zero(Optimizer, recorder)
+        for connector in CONNECTORS:
+            self.when_imported(connector, lambda found: patch_connector(found, recorder, self._replace))
+        self._patch_clipping(module, recorder)
+        self._patch_loaders(module, recorder)
+        self._patch_losses(module, recorder)
+        harvest = Harvest(recorder.threads)
+        self.when_imported("tqdm.std", lambda tqdm: self.wrap_call(tqdm.tqdm, "set_postfix", harvest.set_postfix))
+        for name in ("torch.utils.tensorboard.writer", "tensorboardX.writer"):
+            self.when_imported(name, lambda found: harvest.patch_writer(self.wrap_call, found))
+        self.when_imported("torchmetrics.metric", lambda found: harvest.patch_metrics(self._replace, found))
         self.on_unpatch(shapes.disarm_all)
 
     def _patch_backward(self, torch: Any, recorder: Recorder) -> None:
         original = torch.autograd.backward
-        compiling = torch.compiler.is_compiling
+        compiling = torch.compiler.is_dynamo_compiling
         inside_backward = torch._C._current_graph_task_id
         tensor_backward = torch.Tensor.backward.__code__
         threads = recorder.threads
-        muted = scope.is_muted
+        muted = scope._muted.get
 
         @functools.wraps(original)
         def backward(
@@ -118,9 +140,7 @@ class TorchFlavor(Flavor):
                 raise
 
         self._replace(torch.autograd, "backward", original, backward)
-        with ExitStack() as stack:
-            patching.rebind(stack, {id(original): (original, backward)})
-            self.on_unpatch(stack.pop_all().close)
+        self._rebind({id(original): (original, backward)})
 
     def _patch_init(self, optimizer_class: Any, recorder: Recorder) -> None:
         original = optimizer_class.__init__
@@ -137,6 +157,96 @@ class TorchFlavor(Flavor):
 
         self._replace(optimizer_class, "__init__", original, __init__)
 
+    def _patch_load(self, optimizer_class: Any, recorder: Recorder) -> None:
+        original = optimizer_class.load_state_dict
+
+        @functools.wraps(original)
+        def load_state_dict(self: Any, state_dict: Any) -> None:
+            original(self, state_dict)
+            guard.run("see an optimizer's new state", recorder.loaded, self)
+
+        self._replace(optimizer_class, "load_state_dict", original, load_state_dict)
+
+    def _patch_zero(self, optimizer_class: Any, recorder: Recorder) -> None:
+        original = optimizer_class.zero_grad
+
+        @functools.wraps(original)
+        def zero_grad(self: Any, set_to_none: bool = True) -> None:
+            original(self, set_to_none)
+            # That they are None is seen at the next backward.
+            if not set_to_none:
+                guard.run("see that gradients are zero", recorder.zeroed, self)
+
+        self._replace(optimizer_class, "zero_grad", original, zero_grad)
+
+    def _patch_clipping(self, torch: Any, recorder: Recorder) -> None:
+        original = torch.nn.utils.clip_grad_norm_
+        unscale = torch.amp.GradScaler.unscale_
+        compiling = torch.compiler.is_dynamo_compiling
+
+        @functools.wraps(original)
+        def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
+            norm = original(*args, **kwargs)
+            if not compiling() and runtime.enabled:
+                guard.run("see the norm of the gradients", recorder.clipped, args, kwargs, norm)
+            return norm
+
+        @functools.wraps(unscale)
+        def unscale_(self: Any, optimizer: Any) -> None:
+            unscale(self, optimizer)
+            recorder.threads.pending.unscaled = True
+
+        self._replace(torch.nn.utils, "clip_grad_norm_", original, clip_grad_norm_)
+        self._replace(torch.amp.GradScaler, "unscale_", unscale, unscale_)
+        self._rebind({id(original): (original, clip_grad_norm_)})
+
+    def _patch_loaders(self, torch: Any, recorder: Recorder) -> None:
+        from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+        original, original_next = torch.utils.data.DataLoader.__iter__, _BaseDataLoaderIter.__next__
+        passes = recorder.passes
+        clock = time.perf_counter
+
+        @functools.wraps(original)
+        def __iter__(self: Any) -> Any:
+            if not runtime.recording():
+                return original(self)
+            guard.run("begin a pass over a loader", passes.before)
+            iterator = original(self)
+            name = guard.run("see what a loader is called", loader_name, self)
+            guard.run("begin a pass over a loader", passes.begin, self, iterator, name or "")
+            return iterator
+
+        @functools.wraps(original_next)
+        def __next__(self: Any) -> Any:
+            started = clock()
+            try:
+                batch = original_next(self)
+            except StopIteration:
+                guard.run("end a pass over a loader", passes.end, self)
+                raise
+            guard.run("note a batch", passes.got, self, batch, clock() - started)
+            return batch
+
+        self._replace(torch.utils.data.DataLoader, "__iter__", original, __iter__)
+        self._replace(_BaseDataLoaderIter, "__next__", original_next, __next__)
+
+    def _patch_losses(self, torch: Any, recorder: Recorder) -> None:
+        functional = torch.nn.functional
+        replaced: dict[int, tuple[Any, Any]] = {}
+
+        for name in evaluation.FUNCTIONS:
+            original = getattr(functional, name)
+            made = evaluation.wrap(name, original, recorder.threads)
+            self._replace(functional, name, original, made)
+            replaced[id(original)] = (original, made)
+        self._rebind(replaced)
+
+    def _rebind(self, replaced: dict[int, tuple[Any, Any]]) -> None:
+        with ExitStack() as stack:
+            patching.rebind(stack, replaced)
+            self.on_unpatch(stack.pop_all().close)
+
     def _replace(self, owner: Any, name: str, original: Any, made: Any) -> None:
         setattr(owner, name, made)
 
@@ -147,12 +257,58 @@ class TorchFlavor(Flavor):
 
         self.on_unpatch(undo)
 
+    def finish_model(self, folder: Path, package: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Export a model, in the sender, where ``serialization_format="pt2"`` asked for that."""
+        from flavors.torch import export
+
+        return export.finish(folder, package)
+
+    def model_class(self, model: Any) -> str:
+        """Return the name of a module's class, "" for what is no module."""
+        import torch
+
+        module = models.unwrap(model, torch.nn.Module)
+        return "" if module is None else type(module).__qualname__
+
+    def resume(
+        self,
+        folder: Path,
+        model: Any,
+        optimizers: Sequence[Any],
+        schedulers: Sequence[Any],
+        scaler: Any,
+        tags: Mapping[str, str],
+    ) -> tuple[int, int]:
+        """Restore a checkpoint and go on counting from it; see :func:`autolog.resume`."""
+        from flavors.torch.resume import restore
+
+        steps, epochs = restore(folder, model, optimizers, schedulers, scaler)
+        tags = {**tags, "autolog.resumed_from.step": str(steps - 1)}
+        for optimizer in optimizers:
+            if self._recorder is not None:
+                self._recorder.resumed(getattr(optimizer, "optimizer", optimizer), Origin(steps, epochs, tags))
+        return steps, epochs
+
     def finish(self, status: str, error: BaseException | None) -> None:
         """End the trainings that are still open, as the process ends or recording is switched off."""
         if self._recorder is not None:
             self._recorder.finish(status, error)
 
+    def finish_here(self, status: str, error: BaseException | None) -> None:
+        """End the training of the calling thread."""
+        if self._recorder is not None:
+            self._recorder.finish_here(status, error)
+
     def finish_adopted(self, run_id: str) -> None:
         """Record the final model of what was trained in the user's own run, which ends now."""
         if self._recorder is not None:
             self._recorder.finish_adopted(run_id)
+
+
+def loader_name(loader: Any) -> str:
+    """Return what the user's code calls a loader, without the word loader: ``test_loader`` is "test"."""
+    name = (patching.variable_name(loader, patching.user_frame()) or "").lower()
+    for ending in ("_dataloader", "_data_loader", "_loader", "dataloader", "loader", "_dl"):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name

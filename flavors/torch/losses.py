@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 #: Backwards without any optimizer step after which nothing is kept: then no optimizer of torch's is in use.
 _LIMIT = 10_000
 
+#: After how many losses of a site that are no quotient or product it is taken to be of that form, and the count of one
+#: that is not.
+_PLAIN, _NEVER = 16, -(10**12)
+
 #: What is kept of one loss: its value, or (value, divisor or 0, factor or None) where it is the result of a division
 #: or multiplication.
 Kept = Any
@@ -30,7 +34,21 @@ Kept = Any
 class Pending:
     """The losses of one thread that no optimizer step has used yet, and the step under way."""
 
-    __slots__ = ("_tensor", "count", "depth", "losses", "searching", "stepping", "training")
+    __slots__ = (
+        "_tensor",
+        "clipped",
+        "count",
+        "depth",
+        "functions",
+        "losses",
+        "passes",
+        "searching",
+        "seen_in",
+        "stepped",
+        "stepping",
+        "training",
+        "unscaled",
+    )
 
     def __init__(self, tensor: Any) -> None:
         self._tensor = tensor
@@ -43,6 +61,18 @@ class Pending:
         self.searching = False
         #: The training that stepped last in this thread.
         self.training: Training | None = None
+        #: The training that was under way when the first of :attr:`losses` was kept.
+        self.seen_in: Training | None = None
+        #: What the user's clipping returned since the last step, the norm of the gradients.
+        self.clipped: Any = None
+        #: Whether ``GradScaler.unscale_`` was called since the last step.
+        self.unscaled = False
+        #: How many optimizer steps this thread has made.
+        self.stepped = 0
+        #: The loss functions that the training uses, each with the value of :attr:`stepped` at its last call.
+        self.functions: dict[str, int] = {}
+        #: The loader passes under way in this thread, outermost first.
+        self.passes: list[Any] = []
 
     def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> None:
         """Keep what is about to be differentiated, where it is a loss.
@@ -55,21 +85,39 @@ class Pending:
         method = frame.f_code is tensor_backward
         if method and frame.f_back is not None:
             frame = frame.f_back
-        if self.losses and not self.depth and self.training is not None and self.training.gradients_reset():
-            # The gradients of these were thrown away: a retry, or a step that mixed precision skipped.
+        if self.losses and not self.depth and self._thrown_away():
             self.clear()
         site = known_sites.get((id(frame.f_code), frame.f_lasti)) or find(frame, "backward", method=method)
-        if isinstance(tensors, list | tuple):
+        if type(tensors) is self._tensor and tensors.is_cpu and site.plain >= _PLAIN and site not in self.losses:
+            # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
+            if not self.losses:
+                self.count = 0
+                self.seen_in = None if (training := self.training) is None or training.ended else training
+            self.losses[site] = [tensors.item()]
+            self.count += 1
+        elif isinstance(tensors, list | tuple):
             for i, tensor in enumerate(tensors):
                 self._keep(site.part(i), tensor)
         else:
             self._keep(site, tensors)
+
+    def _thrown_away(self) -> bool:
+        """Return whether no step will use the gradients of what is kept.
+
+        That is so where they were reset, for a retry or as mixed precision skipped the step, and where the training
+        has ended before it used them.
+        """
+        training = self.training
+        if training is None:
+            return False
+        return self.seen_in is training if training.ended else training.gradients_reset()
 
     def _keep(self, site: Site, tensor: Any) -> None:
         kept = self.losses.get(site)
         if kept is None:
             if not self.losses:
                 self.count = 0
+                self.seen_in = None if (training := self.training) is None or training.ended else training
             kept = []
         elif self.searching:
             return
@@ -86,6 +134,9 @@ class Pending:
         kind = type(node).__name__
         if kind == "DivBackward0" or kind == "MulBackward0":
             value = (value, *_root(node, kind))
+            site.plain = _NEVER
+        elif type(value) is float:
+            site.plain += 1
         kept.append(value)
         self.losses[site] = kept
 
@@ -104,10 +155,21 @@ class Pending:
         """Forget what is kept."""
         self.losses.clear()
         self.count = 0
+        self.clipped = None
+        self.unscaled = False
+
+    def begin(self) -> None:
+        """Say that the step under way is the first of a training: other loss functions than its own are forgotten."""
+        self.functions = {name: at for name, at in self.functions.items() if at == self.stepped - 1}
+
+    def scaled(self) -> bool:
+        """Return whether a loss kept has a factor of its own, as mixed precision multiplies in."""
+        return any(type(one) is tuple and one[2] is not None for kept in self.losses.values() for one in kept)
 
     def take(self) -> dict[Site, Any]:
         """Return the loss of each site, a float or :class:`Later`, and forget them."""
         taken, self.losses, self.count = self.losses, {}, 0
+        self.unscaled = False
         found: dict[Site, Any] = {}
         scale: Any = None
         for site, kept in taken.items():

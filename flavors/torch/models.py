@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from flavors.torch.sites import user_frames
@@ -66,14 +67,14 @@ def root(entry: Entry, around: Visible) -> tuple[str, Module] | None:
         best = _best((("model", held) for held in gc.get_objects()), trained, torch.nn.Module)
     if best is None:
         return None
-    name = next((name for name, held in around if _unwrap(held, torch.nn.Module) is best), "model")
+    name = next((name for name, held in around if unwrap(held, torch.nn.Module) is best), "model")
     return name.strip("_") or "model", best
 
 
 def _best(candidates: Iterable[tuple[str, Any]], trained: set[int], kind: type) -> Any:
     best, reach, seen = None, (0, 0), set()
     for _, held in candidates:
-        module = _unwrap(held, kind)
+        module = unwrap(held, kind)
         if module is None or id(module) in seen:
             continue
         seen.add(id(module))
@@ -84,8 +85,11 @@ def _best(candidates: Iterable[tuple[str, Any]], trained: set[int], kind: type) 
     return best
 
 
-def _unwrap(held: Any, kind: type) -> Any:
-    """Return the user's module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+def unwrap(held: Any, kind: type) -> Any:
+    """Return the user's module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
+
+    kind: ``torch.nn.Module``. Returns None for what is no module.
+    """
     # type(), since isinstance() asks a proxy object for its __class__.
     if not issubclass(type(held), kind):
         return None
@@ -125,7 +129,9 @@ def facts(module: Module | None, optimizer: Optimizer, around: Visible) -> dict[
     """Return what is certain about the training besides the optimizer.
 
     Keys: model_class, total_parameters, trainable_parameters, device, dtype, and where exactly one is in reach
-    lr_scheduler, loss_function, batch_size.
+    lr_scheduler and lr_scheduler.<argument>, loss_function, batch_size; where they are in reach grad_scaler (whether
+    the loss scaling of mixed precision is on) and wrapped_in (what is around the model: DistributedDataParallel,
+    torch.compile).
     """
     import torch
 
@@ -138,15 +144,26 @@ def facts(module: Module | None, optimizer: Optimizer, around: Visible) -> dict[
         found["device"] = ", ".join(sorted({str(parameter.device) for parameter in parameters}))
         found["dtype"] = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
     schedulers, losses, loaders = {}, {}, {}
+    wrappers: dict[str, None] = {}
     for _, held in around:
         kind = type(held)
         if issubclass(kind, torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau):
             if getattr(held, "optimizer", None) is optimizer:
-                schedulers[id(held)] = kind.__name__
+                schedulers[id(held)] = held
         elif issubclass(kind, torch.nn.modules.loss._Loss):
             losses[id(held)] = kind.__name__
         elif issubclass(kind, torch.utils.data.DataLoader):
             loaders[id(held)] = held.batch_size
+        elif issubclass(kind, torch.amp.GradScaler):
+            found["grad_scaler"] = held.is_enabled()
+        elif module is not None and unwrap(held, torch.nn.Module) is module:
+            wrappers.update(dict.fromkeys(_wrappers(held)))
+    if wrappers:
+        found["wrapped_in"] = ", ".join(wrappers)
+    if len(schedulers) == 1:
+        (scheduler,) = schedulers.values()
+        found.update(_arguments(scheduler))
+    schedulers = {number: type(held).__name__ for number, held in schedulers.items()}
     for name, known in (("lr_scheduler", schedulers), ("loss_function", losses), ("batch_size", loaders)):
         values = set(known.values()) if name == "batch_size" else list(known.values())
         if len(values) == 1 and (value := next(iter(values))) is not None:
@@ -156,6 +173,27 @@ def facts(module: Module | None, optimizer: Optimizer, around: Visible) -> dict[
         # Losses are those of rank 0: nothing is reduced over ranks here.
         found["world_size"] = distributed.get_world_size()
     return found
+
+
+def _wrappers(held: Any) -> Iterator[str]:
+    """Yield what is around a module, outermost first, as :func:`unwrap` takes it off."""
+    while True:
+        name = type(held).__name__
+        if name in ("DistributedDataParallel", "DataParallel"):
+            yield name
+            held = held.module
+        elif name == "OptimizedModule":
+            yield "torch.compile"
+            held = held._orig_mod
+        else:
+            return
+
+
+def _arguments(scheduler: Any) -> dict[str, Any]:
+    """Return the arguments that a scheduler was made with, as far as it keeps them as numbers or texts."""
+    names = list(inspect.signature(type(scheduler).__init__).parameters)
+    kept = {name: vars(scheduler).get(name) for name in names if name != "last_epoch"}
+    return {f"lr_scheduler.{name}": value for name, value in kept.items() if type(value) in (int, float, str, bool)}
 
 
 def summary(module: Module) -> str:
@@ -180,4 +218,4 @@ def summary(module: Module) -> str:
     return "\n".join([*lines, f"Non-trainable params: {total - trainable:,}", ""])
 
 
-__all__ = ["Visible", "facts", "hyper_parameters", "root", "summary", "visible"]
+__all__ = ["Visible", "facts", "hyper_parameters", "root", "summary", "unwrap", "visible"]

@@ -8,17 +8,28 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from flavors.torch.gradients import Sampler
+    from flavors.torch.series import Series
+    from flavors.torch.sites import Site
     from flavors.torch.training import Root, Training
 
 _serial = itertools.count(1)
+
+
+class Origin(NamedTuple):
+    """The checkpoint that an optimizer goes on from: steps made, epochs complete, and what to tag the run with."""
+
+    steps: int
+    epochs: int
+    tags: Mapping[str, str]
 
 
 class Entry:
@@ -30,17 +41,25 @@ class Entry:
     """
 
     __slots__ = (
-        "last",
+        "clips",
+        "kept",
+        "last_row",
+        "later",
         "learning_rates",
         "module",
         "name",
         "number",
         "optimizer",
+        "origin",
         "probe",
         "refused",
         "root",
+        "sampler",
         "serial",
+        "series",
+        "site",
         "steps",
+        "sum",
         "thread",
         "training",
     )
@@ -58,11 +77,39 @@ class Entry:
         self.learning_rates: list[str] = []
         #: The whole model that it trains a part of.
         self.root: Root | None = None
-        #: (values, step, time) of its last update.
-        self.last: tuple[dict[str, Any], int, int] | None = None
+        #: (names, values, step, time) of its last update.
+        self.last_row: tuple[Sequence[str], Sequence[Any], int, int] | None = None
+        #: The same in one dict, where a device still computes some; then :attr:`last_row` is None.
+        self.later: tuple[dict[str, Any], int, int] | None = None
+        #: What its updates are recorded in while each has the same metrics, all of them numbers.
+        self.series: Series | None = None
+        #: The only loss of such an update, and (sum, count) of it over the epoch.
+        self.site: Site | None = None
+        self.sum: list[float] = [0.0, 0.0]
+        #: Whether the user's own clipping says the norm of the gradients.
+        self.clips = False
+        self.sampler: Sampler | None = None
         #: A parameter that gets gradients: None again once they are reset.
         self.probe: Any = None
+        #: (class name, state, parameter groups) of the optimizer, which is dead when the last checkpoint is taken.
+        self.kept: tuple[str, Any, list[dict[str, Any]]] | None = None
+        self.origin: Origin | None = None
         self.optimizer = weakref.ref(optimizer, lambda _: died(self))
+
+    @property
+    def last(self) -> tuple[dict[str, Any], int, int] | None:
+        """(values, step, time) of its last update."""
+        if self.last_row is None:
+            return self.later
+        names, values, step, at = self.last_row
+        return dict(zip(names, values, strict=True)), step, at
+
+    def keep(self, optimizer: Optimizer) -> None:
+        """Hold the optimizer's state, but not the optimizer; again whenever it has got another one."""
+        # What a class of its own makes of its state may need other processes, or be of no use as it is.
+        own = type(optimizer).state_dict.__module__.partition(".")[0] != "torch"
+        known = not own and type(optimizer).__name__ != "ZeroRedundancyOptimizer"
+        self.kept = (type(optimizer).__name__, optimizer.state, optimizer.param_groups) if known else None
 
     def parameters(self) -> list[Any]:
         """Return the tensors that it trains."""

@@ -8,10 +8,11 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from autolog import guard, runtime, scope
-from flavors.torch import models
+from autolog import guard, patching, runtime, scope
+from flavors.torch import models, unwinding
 from flavors.torch.losses import Pending, Threads
-from flavors.torch.optimizers import Entry, Registry
+from flavors.torch.optimizers import Entry, Origin, Registry
+from flavors.torch.passes import Passes
 from flavors.torch.sites import find
 from flavors.torch.training import Training
 
@@ -27,8 +28,10 @@ class Recorder:
 
         self._wrapped_step = wrapped_step
         self._searching = torch.optim.LBFGS
+        self._tensor = torch.Tensor
         self.registry = Registry(self._died)
         self.threads = Threads(torch.Tensor)
+        self.passes = Passes(self.threads)
         self._trainings: list[Training] = []
 
     # -- around a step --------------------------------------------------------------------------------------------
@@ -45,15 +48,51 @@ class Recorder:
 
     def after_step(self, optimizer: Optimizer, pending: Pending) -> None:
         """Record a step that succeeded."""
-        losses = pending.take()
+        pending.stepped += 1
         entry = self.registry.get(optimizer)
         training = entry.training if entry is not None else None
+        if entry is not None and entry.site is not None and training is not None:
+            # In the steady state, nothing is done here that need not be.
+            taken = pending.losses
+            kept = taken.get(entry.site)
+            if (
+                kept is not None
+                and len(kept) == len(taken) == 1
+                and type(kept[0]) is float
+                and not training.ended
+                and training.record_again(entry, optimizer, kept[0], pending)
+            ):
+                pending.training = training
+                pending.losses = {}
+                pending.count = 0
+                return
+        norm, pending.clipped = pending.clipped, None
+        losses = pending.take()
         if entry is None or training is None or training.ended:
             entry, training = self._join(optimizer, entry, pending)
             if entry is None or training is None:
                 return
         pending.training = training
-        training.record(entry, optimizer, losses)
+        training.record(entry, optimizer, losses, norm)
+
+    def clipped(self, args: Any, kwargs: Any, norm: Any) -> None:
+        """Take the norm that the user's clipping computed: the 2-norm, of gradients that are not scaled."""
+        pending = self.threads.pending
+        kind = args[2] if len(args) > 2 else kwargs.get("norm_type", 2.0)
+        if float(kind) != 2.0 or type(norm) is not self._tensor:
+            return
+        if not pending.unscaled and pending.scaled():
+            return
+        pending.clipped = norm.detach()
+
+    def zeroed(self, optimizer: Optimizer) -> None:
+        """Note that the gradients of `optimizer` are zero: what was differentiated before is in no update of its."""
+        pending = self.threads.pending
+        training = pending.training
+        if not pending.losses or pending.depth or training is None or len(training.entries) != 1:
+            return  # Of several optimizers, the loss may be another's.
+        if training.entries[0].optimizer() is optimizer:
+            pending.clear()
 
     def _is_under_way(self, optimizer: int) -> bool:
         """Return whether a step of the optimizer with that id is up the stack, besides the one that begins now."""
@@ -97,6 +136,7 @@ class Recorder:
         waiting = self.registry.waiting(threading.get_ident())
         others = [other for other in waiting if other is not entry]
         newest = max((other.serial for other in waiting), default=entry.serial)
+        pending.begin()
         training = Training(runtime.open_run("torch"), max(newest, entry.serial), several=bool(others))
         self._trainings = [known for known in self._trainings if not known.ended]
         self._trainings.append(training)
@@ -128,6 +168,22 @@ class Recorder:
         distributed = torch.distributed
         return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
 
+    # -- going on from a checkpoint -------------------------------------------------------------------------------
+
+    def resumed(self, optimizer: Optimizer, origin: Origin) -> None:
+        """Note that `optimizer` goes on from a checkpoint: what it trains next is a run of its own."""
+        entry = self.registry.get(optimizer) or self.registry.add(optimizer)
+        if entry.training is not None:
+            entry.training.end("FINISHED")
+        entry.origin = origin
+        entry.training = None
+
+    def loaded(self, optimizer: Optimizer) -> None:
+        """Note that `optimizer` has got another state, which is the one that its last checkpoint will need."""
+        entry = self.registry.get(optimizer)
+        if entry is not None and entry.kept is not None:
+            entry.keep(optimizer)
+
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _died(self, entry: Entry) -> None:
@@ -155,6 +211,7 @@ class Recorder:
         if error is not None and self._raised_in(training, error):
             training.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
         else:
+            failed = failed or unwinding.by_exception(patching.user_frame())
             training.end("FAILED" if failed else "FINISHED")
 
     def _raised_in(self, training: Training, error: BaseException) -> bool:
@@ -173,8 +230,14 @@ class Recorder:
                 training.end(status, error)
         self._trainings = []
 
+    def finish_here(self, status: str, error: BaseException | None) -> None:
+        """End the training of the calling thread, if it began there."""
+        training = self.threads.pending.training
+        if training is not None and training.thread == threading.get_ident():
+            training.end(status, error)
+
     def finish_adopted(self, run_id: str) -> None:
-        """End the trainings that are recorded in the user's own run `run_id`, which ends now."""
+        """End the trainings of run `run_id`, the user's own or that of a carried call, which ends now."""
         for training in self._trainings:
-            if training.run.adopted == run_id:
+            if run_id in (training.run.adopted, training.run.host):
                 training.end("FINISHED")

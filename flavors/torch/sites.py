@@ -22,14 +22,16 @@ class Site:
     """One call in the user's code. `names`: what its operands are called there, outermost first; may be empty.
 
     divisor: the number of micro-batches that this site is known to divide its loss by.
+    plain: how many of its losses were seen to be neither a quotient nor a product; negative once one was.
     """
 
-    __slots__ = ("_parts", "code", "divisor", "names")
+    __slots__ = ("_parts", "code", "divisor", "names", "plain")
 
     def __init__(self, code: CodeType, names: tuple[str, ...]) -> None:
         self.code = code
         self.names = names
         self.divisor = 0
+        self.plain = 0
         self._parts: list[Site] = [self]
 
     @property
@@ -75,7 +77,7 @@ def is_library(code: CodeType, module: str) -> bool:
     """Return whether `code` belongs to an installed package or to the standard library."""
     known = _library.get(id(code))
     if known is None:
-        inside = module != "__main__" and patching._is_library(code.co_filename)
+        inside = module != "__main__" and patching.is_library(code.co_filename)
         known = _library[id(code)] = (code, inside or module.partition(".")[0] in ("autolog", "flavors"))
     return known[1]
 

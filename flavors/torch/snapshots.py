@@ -1,12 +1,12 @@
 """A module as it is now: its tensors are copied on the training thread, everything slow happens on the worker thread.
 
 The files are those of ``mlflow.pytorch.save_model`` with ``serialization_format="pickle"``: ``data/model.pth`` as
-``torch.save`` writes it with cloudpickle, and ``data/pickle_module_info.txt``, the module that loads it.
+``torch.save`` writes it with cloudpickle, and ``data/pickle_module_info.txt``, the module that loads it. Beside them
+is what a training needs to go on (:mod:`flavors.torch.state`).
 """
 
 from __future__ import annotations
 
-import copy
 import pickle
 import types
 import zipfile
@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolog import models
-from autolog.models import ModelSnapshot
+from autolog.models import Content, ModelSnapshot
+from flavors.torch import copies, export
+from flavors.torch.copies import Shadow
+from flavors.torch.state import TRAINING_STATE, TrainingState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,37 +31,52 @@ class Torn(Exception):
     """Somebody trained the module while it was copied."""
 
 
-def take(module: Module, signature: dict[str, str] | None) -> ModelSnapshot:
-    """Copy `module` to the CPU. Tied tensors stay tied, gradients are not copied, no random state changes.
+class Spread(Exception):
+    """No process has the whole module, and to gather it all of them would have to take part."""
 
-    A CUDA device is not waited for: copies are queued behind the step that is under way, into pinned memory.
 
-    Raises: Torn, where tensors changed meanwhile; what the module's own ``__deepcopy__`` raises; TypeError for a
-        module whose parameters are spread over several processes.
+class Untraceable(Exception):
+    """A parameter that is not trained was written to in a way that leaves no trace."""
+
+
+def take(
+    module: Module,
+    signature: dict[str, str] | None,
+    shadow: Shadow | None = None,
+    state: TrainingState | None = None,
+    export_as: str | None = None,
+) -> ModelSnapshot:
+    """Copy `module` into `shadow`. Tied tensors stay tied, gradients are not copied, no random state changes.
+
+    A CUDA device is not waited for: copies are queued behind the step that is under way, into pinned memory. The
+    shadow is in use until the snapshot is written.
+
+    state: what else is to be saved, whose tensors are copied, too; it is written as it is then.
+    export_as: a name for the model, for all of its snapshots that are to be exported (:mod:`flavors.torch.export`).
+
+    Raises: Torn, where tensors changed meanwhile; Spread, for a module that is sharded; what the module's own methods
+        of copying raise.
     """
     import torch
 
+    shadow = shadow or Shadow()
     tensors = list(_tensors(module))
-    if any(type(tensor).__name__ in ("DTensor", "FlatParameter") for tensor in tensors):
-        raise TypeError("its parameters are spread over several processes, which only all of them together can gather")
+    _refuse_spread(module, tensors)
     before = [_version(tensor) for tensor in tensors]
-    memo: dict[int, Any] = {}
-    waits: list[Any] = []
-    for tensor in tensors:
-        if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-            memo[id(tensor)] = _copy(tensor)
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(device))
-        waits.append(event)
-    copied = copy.deepcopy(module, memo)
+    plain = [tensor for tensor in tensors if type(tensor) in (torch.Tensor, torch.nn.Parameter)]
+    shadow.begin([*plain, *(state.tensors() if state is not None else ())])
+    memo: dict[int, Any] = {id(tensor): shadow.copy(tensor) for tensor in plain}
+    if state is not None:
+        state.copy(shadow)
+    shadow.finish()
+    copied = copies.module(module, memo)
     if [_version(tensor) for tensor in tensors] != before:
         raise Torn("it was trained on meanwhile")
     found: set[str] = {"torch", "cloudpickle"}
 
     def write(path: Path) -> None:
-        for event in waits:
-            event.synchronize()
+        if not shadow.verify():
+            raise Untraceable("a parameter that is not trained was changed through its .data; the next has it right")
         if isinstance(copied, torch.jit.ScriptModule):
             torch.jit.save(copied, str(path))
             return
@@ -67,10 +85,15 @@ def take(module: Module, signature: dict[str, str] | None) -> ModelSnapshot:
             data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             found.update(models.pickled_modules(archive.read(data)))
 
+    files: dict[str, Content] = {"data/pickle_module_info.txt": _PICKLE_MODULE.encode(), "data/model.pth": write}
+    if state is not None:
+        files[TRAINING_STATE] = state.write
+    if export_as is not None:
+        files[export.REQUEST] = export.request(export_as)
     return ModelSnapshot(
         flavor="pytorch",
         flavor_config={"model_data": "data", "pytorch_version": str(torch.__version__), "code": None},
-        files={"data/pickle_module_info.txt": _PICKLE_MODULE.encode(), "data/model.pth": write},
+        files=files,
         loader_module="mlflow.pytorch",
         pyfunc_config={
             "data": "data",
@@ -80,6 +103,7 @@ def take(module: Module, signature: dict[str, str] | None) -> ModelSnapshot:
         },
         signature=signature,
         requirements=lambda: models.requirements_for(found),
+        finish="torch" if export_as is not None else None,
     )
 
 
@@ -98,22 +122,16 @@ def _tensors(module: Module) -> Iterator[Tensor]:
                 yield held
 
 
+def _refuse_spread(module: Module, tensors: list[Tensor]) -> None:
+    # FSDP's parameters look like ordinary ones where it is asked for use_orig_params, so its wrappers tell.
+    kinds = {one.__name__ for layer in module.modules() for one in type(layer).__mro__}
+    kinds |= {type(tensor).__name__ for tensor in tensors}
+    if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor", "FlatParameter"}:
+        raise Spread("its parameters are spread over several processes, which only all of them together can gather")
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    import torch
-
-    values = tensor.detach()
-    if values.is_cuda and values.layout == torch.strided:
-        copied = torch.empty_like(values, device="cpu", pin_memory=True)
-        copied.copy_(values, non_blocking=True)
-    else:
-        copied = values.to("cpu", copy=True)
-    if type(tensor) is torch.nn.Parameter:
-        return torch.nn.Parameter(copied, requires_grad=tensor.requires_grad)
-    return copied.requires_grad_(tensor.requires_grad) if tensor.is_leaf else copied
 
 
 def _pickler() -> Any:

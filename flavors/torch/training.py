@@ -8,37 +8,27 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime
-from autolog.checkpoints import Schedule, Shelf
+from autolog.checkpoints import Shelf
 from autolog.records import now
 from autolog.run import Run
-from flavors.torch import models, shapes, snapshots
+from flavors.torch import evaluation, models, shapes
+from flavors.torch.checkpoints import Checkpointer, Root
+from flavors.torch.gradients import Sampler
 from flavors.torch.models import Visible
+from flavors.torch.series import Series
 from flavors.torch.values import Drain, Later, number
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from flavors.torch.losses import Pending
     from flavors.torch.optimizers import Entry
+    from flavors.torch.passes import Pass
     from flavors.torch.sites import Site
 
-
-class Root:
-    """A whole model of the training. Held strongly, and only until the run ends."""
-
-    __slots__ = ("failed", "module", "name", "shelf", "signature")
-
-    def __init__(self, name: str, module: Module, shelf: Shelf) -> None:
-        self.name = name
-        self.module: Module | None = module
-        self.signature: dict[str, str] | None = None
-        self.shelf = shelf
-        #: It cannot be copied; said once.
-        self.failed = False
-
-    def saw(self, signature: dict[str, str]) -> None:
-        """Take the signature that a forward showed."""
-        self.signature = signature
+#: Milliseconds between two looks whether a checkpoint is due, where time decides that.
+_LOOK = 50
 
 
 class Training:
@@ -67,11 +57,22 @@ class Training:
         self._trained: list[set[int]] = []
         self._described: list[dict[str, Any]] = []
         self._names: dict[Site, str] = {}
-        #: The optimizer whose steps decide when a checkpoint is due.
+        #: The optimizer whose steps decide when a checkpoint is due: the last to join, as its step ends the iteration.
         self._leader: Entry | None = None
-        takes = run.config.log_models and run.config.checkpoints.every != "end"
-        self._schedule = Schedule(run.config.checkpoints) if takes else None
+        self.checkpoints = Checkpointer(run, self.roots, self.entries)
         self._drain = Drain(run)
+        #: (sum, count) of each loss of the epoch under way, and how many updates of it the drain knows.
+        self.sums: dict[str, list[float]] = {}
+        self._later = 0
+        #: Names of metrics of whole passes.
+        self._said: set[str] = set()
+        self._passes = 0
+        self._facts: dict[str, Any] = {}
+        #: The data that epochs were made of, and what other data is called; weakly.
+        self._trained_on: list[Any] = []
+        self._evaluated_on: list[tuple[Any, str]] = []
+        #: When to ask next whether a checkpoint is due, in milliseconds.
+        self._look_at = 0
 
     # -- joining --------------------------------------------------------------------------------------------------
 
@@ -83,13 +84,24 @@ class Training:
         entry.training = self
         # An optimizer that takes over the parameters of another goes on counting.
         entry.steps = max(predecessor, default=0)
+        if entry.origin is not None:
+            entry.steps = entry.origin.steps
+            self.checkpoints.resumed(entry.origin)
+            self.run.tags(entry.origin.tags)
+            entry.origin = None
         self.entries.append(entry)
-        self._leader = self._leader if self._leader is not None and self._leader.optimizer() is not None else entry
+        self._leader = entry
         entry.probe = next((parameter for parameter in entry.parameters() if parameter.grad is not None), None)
-        self._trained.append(mine)
         optimizer = entry.optimizer()
         if optimizer is None:
+            self._trained.append(mine)
             return
+        for other, theirs in zip(self.entries, self._trained, strict=False):
+            if mine & theirs and other.optimizer() is None:
+                other.kept = None  # Nobody goes on from it.
+        self._trained.append(mine)
+        entry.keep(optimizer)
+        entry.sampler = Sampler(optimizer)
         found = guard.run("find the model", models.root, entry, around)
         if found is not None:
             entry.root = self._root(*found)
@@ -106,7 +118,9 @@ class Training:
             module = found[1] if found is not None else None
             known = guard.run("describe the training", models.facts, module, optimizer, around)
             if known:
+                self._facts = known
                 self.run.params(known)
+        guard.run("look for schedulers", self.checkpoints.joined, around)
 
     def _unused(self, entry: Entry) -> str:
         """Return the name of an optimizer's variable, made different from the other optimizers'."""
@@ -138,16 +152,25 @@ class Training:
 
     # -- each step ------------------------------------------------------------------------------------------------
 
-    def record(self, entry: Entry, optimizer: Optimizer, losses: dict[Site, Any]) -> None:
-        """Record one update: its losses and the learning rates that it was made with."""
+    def record(self, entry: Entry, optimizer: Optimizer, losses: dict[Site, Any], norm: Any = None) -> None:
+        """Record one update: its losses, the learning rates that it was made with, the norm of its gradients.
+
+        norm: what the user's clipping computed, a tensor.
+        """
         step = entry.steps
         entry.steps = step + 1
         self.failed = False
         later = False
         values: dict[str, Any] = {}
         for site, value in losses.items():
-            values[self._names.get(site) or self._name(site, losses)] = value
-            later = later or type(value) is not float
+            name = self._names.get(site) or self._name(site, losses)
+            values[name] = value
+            if type(value) is float:
+                total = self.sums.setdefault(name, [0.0, 0.0])
+                total[0] += value
+                total[1] += 1
+            else:
+                later = True
         groups = optimizer.param_groups
         names = entry.learning_rates
         if len(names) != len(groups):
@@ -160,15 +183,197 @@ class Training:
                 rate = number(rate)
                 later = later or type(rate) is not float
             values[names[i]] = rate
+        entry.clips = norm is not None
+        if norm is not None:
+            entry.sampler = None
+            norm = values[self._of("grad_norm", entry)] = number(norm)
+            later = later or type(norm) is not float
         key = None
-        if self._schedule is not None and entry is self._leader and self._schedule.due_at_step(step + 1):
-            key = self._checkpoint(entry, step, values)
         at = now()
-        entry.last = (values, step, at)
+        if entry is self._leader:
+            key = self._look(entry, step, values, at)
+        entry.last_row = (tuple(values), tuple(values.values()), step, at)
+        entry.site = None
         if later:
-            self._drain.add(values, step, at, key)
-        elif values:
+            self._later += 1
+            self._drain.add(values, step, at, key, tuple(self._names[site] for site in losses))
+            entry.last_row = None
+            entry.later = (values, step, at)
+        elif key is not None:
             self.run.metrics(values, step=step, time=at, model=key)
+        elif values:
+            series = entry.series
+            if series is None or series.next != step or series.names != tuple(values):
+                if series is not None:
+                    series.close()
+                series = entry.series = Series(self.run, tuple(values), step)
+            series.add(tuple(values.values()), at)
+            if len(losses) == 1 and len(values) == 1 + len(groups) + entry.clips:
+                (only,) = losses
+                entry.site = only
+                entry.sum = self.sums[self._names[only]]
+        self._sample(entry, optimizer, step, at)
+
+    def record_again(self, entry: Entry, optimizer: Optimizer, loss: float, pending: Pending) -> bool:
+        """Record an update like the one before, with one loss, a number; return False where it is not like that."""
+        step = entry.steps
+        series = entry.series
+        values = [loss]
+        for group in optimizer.param_groups:
+            rate = group.get("lr")
+            if type(rate) is not float:
+                return False
+            values.append(rate)
+        norm = pending.clipped
+        if norm is not None:
+            if not entry.clips or not norm.is_cpu:
+                return False
+            values.append(norm.item())
+        if series is None or series.next != step or len(values) != len(series.names):
+            return False
+        at = time.time_ns() // 1_000_000
+        if at >= self._look_at and entry is self._leader:
+            key = self._look(entry, step, dict(zip(series.names, values, strict=True)), at)
+        else:
+            key = None
+        pending.clipped = None
+        entry.steps = step + 1
+        entry.last_row = (series.names, values, step, at)
+        total = entry.sum
+        total[0] += loss
+        total[1] += 1
+        self.failed = False
+        if key is not None:
+            self.run.metrics(dict(zip(series.names, values, strict=True)), step=step, time=at, model=key)
+        else:
+            series.add(values, at)
+        sampler = entry.sampler
+        if sampler is not None and at >= sampler.due:
+            self._sample(entry, optimizer, step, at)
+        return True
+
+    def _look(self, entry: Entry, step: int, values: dict[str, Any], at: int) -> str | None:
+        """Let a checkpoint be taken where one is due: asked at each step, or where time decides now and then."""
+        key = self.checkpoints.after_step(entry, step, values)
+        by_steps = self.run.config.checkpoints.interval[1] == "step"
+        self._look_at = 0 if by_steps or key is not None else at + _LOOK
+        return key
+
+    def _sample(self, entry: Entry, optimizer: Optimizer, step: int, at: int) -> None:
+        """Measure the norm of the gradients, where that is due."""
+        sampler = entry.sampler
+        if sampler is None or at < sampler.due:
+            return
+        norm = sampler.measure(optimizer, at)
+        if norm is None:
+            return
+        value = number(norm)
+        name = self._of("grad_norm", entry)
+        if type(value) is float:
+            self.run.metrics({name: value}, step=step, time=at)
+        else:
+            self._drain.add({name: value}, step, at, None)
+
+    def _of(self, metric: str, entry: Entry) -> str:
+        """Return the name of a metric of `entry`'s, told apart where there are several optimizers."""
+        return f"{metric}_{entry.name}" if self.several or self._independent > 1 else metric
+
+    def shown(self, values: dict[str, Any], step: int | None) -> None:
+        """Record what the user shows, at `step` or at the last update's, unless that is recorded under its name."""
+        entry = self._leader
+        own = {name for other in self.entries if other.series is not None for name in other.series.names}
+        own.update(self._names.values(), self._said)
+        values = {name: value for name, value in values.items() if name not in own}
+        if not values or entry is None:
+            return
+        at, step = now(), max(0, entry.steps - 1) if step is None else step
+        if any(type(value) is Later for value in values.values()):
+            self._drain.add(values, step, at, None)
+        else:
+            self.run.metrics(values, step=step, time=at)
+
+    # -- each pass over a loader ----------------------------------------------------------------------------------
+
+    def epoch(self, walked: Pass) -> None:
+        """Record the end of an epoch, at the step of its last update, so that all metrics share one axis of steps.
+
+        Metrics: ``epoch``, its number from 0; the mean of each loss over its updates as ``<name>_epoch``; ``accuracy``;
+        ``samples_per_second``; ``data_wait_share``, the part of its time that the loop waited for data. Per update and
+        per epoch the same loss has two names, as with Lightning, since one name would mix both in one curve.
+        """
+        entry = self._leader
+        if entry is None or not entry.steps:
+            return
+        if walked.dataset_class and not self._passes:
+            found = {"dataset_class": walked.dataset_class, "dataset_length": walked.length}
+            if "batch_size" not in self._facts:
+                found["batch_size"] = walked.batch_size
+            self.run.params({name: value for name, value in found.items() if value is not None})
+        self._passes += 1
+        dataset = walked.dataset()
+        if dataset is not None and not any(ref() is dataset for ref in self._trained_on):
+            self._trained_on.append(walked.dataset)
+        at, step = now(), entry.steps - 1
+        values: dict[str, Any] = {"epoch": float(self.checkpoints.epochs)}
+        sums, self.sums = self.sums, {}
+        for other in self.entries:
+            other.site = None  # Adds to the sums of the epoch before.
+        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items()})
+        if walked.correct[1] is not None:
+            values["accuracy"] = _ratio(*walked.correct)
+        seconds = time.perf_counter() - walked.started
+        if walked.samples and seconds > 0:
+            values["samples_per_second"] = walked.samples / seconds
+            values["data_wait_share"] = min(1.0, walked.waited / seconds)
+        self._said.update(values)
+        key = self.checkpoints.epoch_ended(entry)
+        self._look_at = 0
+        later, self._later = self._later, 0
+        if later or any(type(value) is Later for value in values.values()):
+            self._drain.add(values, step, at, key, None)
+        else:
+            self.run.metrics(values, step=step, time=at, model=key)
+
+    def evaluated(self, walked: Pass) -> None:
+        """Record what a pass without steps showed, at the step of the last update before it.
+
+        Metrics: ``val_loss``, the mean over samples of the loss that the training uses, and ``val_accuracy``. The first
+        data evaluated on is called ``val``, other data by its loader's variable; the training's own data
+        ``train_eval``, since users call the mean of an epoch ``train_loss``. Lightning logs its evaluations itself.
+        """
+        entry = self._leader
+        if entry is None or not entry.steps or not walked.losses or walked.logged_elsewhere:
+            return
+        at, step = now(), entry.steps - 1
+        prefix = self._prefix(walked)
+        called = evaluation.names(walked.losses, walked.pending.functions, prefix)
+        values: dict[str, Any] = {}
+        for name, (total, size, _) in walked.losses.items():
+            if size:
+                values[called[name]] = total / size if type(total) is float else Later([total], 1.0 / size)
+        if walked.correct[1] is not None and not walked.skipped:
+            values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
+        self._said.update(values)
+        key = self.checkpoints.evaluated(entry, values, step, at)
+        self._look_at = 0
+        if any(type(value) is Later for value in values.values()):
+            self._drain.add(values, step, at, key)
+        else:
+            self.run.metrics(values, step=step, time=at, model=key)
+
+    def _prefix(self, walked: Pass) -> str:
+        dataset = walked.dataset()
+        under_way = [other.dataset for other in walked.pending.passes if other.stepped]
+        if any(ref() is dataset for ref in (*self._trained_on, *under_way)):
+            return "train_eval"
+        for ref, known in self._evaluated_on:
+            if ref() is dataset:
+                return known
+        taken = {known for _, known in self._evaluated_on} | {"train", "train_eval"}
+        base = "val" if not self._evaluated_on else walked.name or "eval"
+        prefix = next(name for name in (base, *(f"{base}_{i}" for i in range(2, 1000))) if name not in taken)
+        self._evaluated_on.append((walked.dataset, prefix))
+        return prefix
 
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""
@@ -195,68 +400,23 @@ class Training:
         return name
 
     def _learning_rates(self, entry: Entry, groups: int) -> list[str]:
-        name = "learning_rate"
-        if self.several or self._independent > 1:
-            name += f"_{entry.name}"
+        name = self._of("learning_rate", entry)
         return [name] if groups == 1 else [f"{name}_{i}" for i in range(groups)]
 
-    # -- models ---------------------------------------------------------------------------------------------------
-
-    def _checkpoint(self, entry: Entry, step: int, values: dict[str, Any]) -> str | None:
-        """Take a snapshot of every model; return the key of the one that `entry` trains."""
-        started = time.perf_counter()
-        linked = None
-        score = values.get(self.run.config.checkpoints.monitor)
-        for root in self.roots:
-            name = f"checkpoint-{step}" if len(self.roots) == 1 else f"{root.name}-checkpoint-{step}"
-            key = self._save(root, name, step, register=False)
-            if key is None:
-                continue
-            self.run.drop_models(root.shelf.add(key, score if isinstance(score, float) else None))
-            if root is entry.root:
-                linked = key
-        if self._schedule is not None:
-            self._schedule.taken(step + 1, time.perf_counter() - started)
-        return linked
-
-    def _save(self, root: Root, name: str, step: int, *, register: bool, since: int | None = None) -> str | None:
-        if not self.run.config.log_models or root.failed or root.module is None:
-            return None
-        taken = guard.attempt(snapshots.take, root.module, root.signature)
-        if taken.value is None:
-            if isinstance(taken.error, snapshots.Torn):
-                guard.say_once("torn", "mlflow-autolog: the model is not recorded, since %s.", taken.error)
-            elif taken.error is not None:
-                root.failed = True
-                guard.report("take a snapshot of the model", taken.error)
-            return None
-        return self.run.model(taken.value, name=name, step=step, register=register, metrics_since=since)
-
-    def _final(self, status: str) -> None:
-        for root in self.roots:
-            if root.module is not None:
-                shapes.disarm(root.module)
-            mine = [entry for entry in self.entries if entry.root is root and entry.last is not None]
-            if not mine:
-                continue
-            newest = max(mine, key=lambda entry: entry.steps)
-            assert newest.last is not None
-            values, step, at = newest.last
-            name = "model" if len(self.roots) == 1 else root.name
-            # What the user logged by hand since the last step is about this model, if there is only one.
-            since = at if len(self.roots) == 1 else None
-            key = self._save(root, name, step, register=status == "FINISHED", since=since)
-            if key is None or not values:
-                continue
-            # The same points again, in name, step, time and value: the store keeps one, and links it to the model.
-            if any(type(value) is Later for value in values.values()):
-                self._again(values, step, at, key)
-            else:
-                self.run.metrics(values, step=step, time=at, model=key)
-
-    def _again(self, values: dict[str, Any], step: int, at: int, key: str) -> None:
-        # By then the drain, which is on the same thread and was asked before, has put numbers in.
-        self.run.later("link metrics", lambda: self.run.metrics(values, step=step, time=at, model=key))
+    def logged(self, values: dict[str, Any], step: int, *, evaluation: bool) -> None:
+        """Record what a trainer of the user's logs; evaluation: whether it is of the weights as they are now."""
+        # A loss that is seen by itself keeps its own steps.
+        own = {*self._names.values(), *self._said}
+        values = {name: value for name, value in values.items() if name not in own}
+        if not values:
+            return
+        at, key = now(), None
+        if evaluation and self._leader is not None:
+            key = self.checkpoints.evaluated(self._leader, values, step, at)
+        if all(type(value) is float for value in values.values()):
+            self.run.metrics(values, step=step, time=at, model=key)
+        else:
+            self._drain.add(values, step, at, key)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -265,7 +425,13 @@ class Training:
         if self.ended:
             return
         self.ended = True
-        guard.run("record the final model", self._final, status)
+        for root in self.roots:
+            if root.module is not None:
+                shapes.disarm(root.module)
+        for entry in self.entries:
+            if entry.series is not None:
+                entry.series.close()
+        guard.run("record the final model", self.checkpoints.final, status)
         guard.run("end the run", self.run.end, status, error)
         runtime.closed(self.run)
         self.release()
@@ -275,7 +441,15 @@ class Training:
         for root in self.roots:
             root.module = None
         for entry in self.entries:
-            entry.probe = entry.root = entry.last = None
+            entry.probe = entry.root = entry.last_row = entry.later = entry.kept = None
+            entry.series = entry.site = entry.sampler = None
+
+
+def _ratio(part: Any, whole: Any) -> Any:
+    """Return part / whole, :class:`Later` where a device holds them."""
+    if isinstance(whole, int):
+        return part / whole if isinstance(part, int) else Later([part], 1.0 / whole)
+    return Later([part], 1.0, whole)
 
 
 __all__ = ["Root", "Training"]

@@ -17,6 +17,8 @@ from autolog.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: In place of the names of losses: an epoch is complete.
+_EPOCH = ("(epoch)",)
 #: Seconds between two looks at a copy under way.
 _LOOK = 0.001
 
@@ -52,16 +54,24 @@ class Later:
 class Drain:
     """The values of one run that are on a device, in the order of their steps."""
 
-    __slots__ = ("_queue", "_run", "_scheduled")
+    __slots__ = ("_queue", "_run", "_scheduled", "_sums")
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._queue: deque[tuple[dict[str, Any], int, int, str | None]] = deque()
+        self._queue: deque[tuple[dict[str, Any], int, int, str | None, tuple[str, ...]]] = deque()
+        #: (sum, count) of each loss of the epoch, as far as it is read; the worker thread's own.
+        self._sums: dict[str, list[float]] = {}
         self._scheduled = False
 
-    def add(self, values: dict[str, Any], step: int, at: int, model: str | None) -> None:
-        """Record `values` once they can be read; those of type :class:`Later` are replaced by numbers then."""
-        self._queue.append((values, step, at, model))
+    def add(
+        self, values: dict[str, Any], step: int, at: int, model: str | None, losses: tuple[str, ...] | None = ()
+    ) -> None:
+        """Record `values` once they can be read; those of type :class:`Later` are replaced by numbers then.
+
+        losses: which of them the epoch's means are about; None where an epoch is complete, whose means are added to
+            `values` as ``<name>_epoch``.
+        """
+        self._queue.append((values, step, at, model, losses if losses is not None else _EPOCH))
         if not self._scheduled:
             self._scheduled = True
             self._run.later("read values from the device", self._read)
@@ -77,10 +87,18 @@ class Drain:
             count = len(later.tensors())
             known[id(later)] = later.value(numbers[at : at + count])
             at += count
-        for values, step, when, model in items:
+        for values, step, when, model, losses in items:
             for name, value in list(values.items()):
                 if isinstance(value, Later):
                     values[name] = known[id(value)]
+            if losses is _EPOCH:
+                values.update({f"{name}_epoch": total / count for name, (total, count) in self._sums.items()})
+                self._sums = {}
+            else:
+                for name in losses:
+                    entry = self._sums.setdefault(name, [0.0, 0.0])
+                    entry[0] += values[name]
+                    entry[1] += 1
             self._run.metrics(values, step=step, time=when, model=model)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from autolog import datasets, guard, models, predictions, signature
@@ -11,8 +12,9 @@ from autolog.patching import Call, TrainingFailed
 from autolog.run import Run
 from autolog.scope import Scope
 from autolog.signature import Schema
-from flavors.xgboost import fitting, outcome, params, snapshots
+from flavors.xgboost import fitting, outcome, params, scoring, snapshots
 from flavors.xgboost.fitting import Fitting
+from flavors.xgboost.snapshots import Frozen
 
 #: Parameters that ``fit`` gives ``train`` another value of than the estimator has: the objective for many classes, the
 #: trees of a forest, the number drawn as a seed.
@@ -51,7 +53,7 @@ def fit(call: Call) -> Generator[None, Any, None]:
         yield
         if own:
             made.say_params(made.late)
-            _say_finished(made, form)
+            _say_finished(call, made, form)
     except TrainingFailed:
         if own:
             made.say_params(made.late)
@@ -69,6 +71,7 @@ class _Data(NamedTuple):
     X: Any
     y: Any
     eval_set: Any
+    weight: Any
 
 
 def _data(call: Call) -> _Data:
@@ -77,6 +80,7 @@ def _data(call: Call) -> _Data:
         arguments.get("X", call.args[0] if call.args else None),
         arguments.get("y", call.args[1] if len(call.args) > 1 else None),
         arguments.get("eval_set"),
+        arguments.get("sample_weight"),
     )
 
 
@@ -90,16 +94,17 @@ class _Form(NamedTuple):
     portable: bool
     signature: Mapping[str, str] | None
     example: Mapping[str, Any] | None
+    form: str
 
-    def pack(self, raw: Any) -> ModelSnapshot:
-        """Return the model of a booster's bytes: the estimator, or what is left of it where that takes more."""
+    def pack(self, frozen: Frozen) -> ModelSnapshot:
+        """Return the model of a booster: the estimator, or what is left of it where that takes more."""
         if not self.portable:
-            return _as_booster(raw)
-        return snapshots.estimator_snapshot(self.estimator_class, raw, self.signature, self.example)
+            return _as_booster(frozen)
+        return snapshots.estimator_snapshot(self.estimator_class, frozen, self.signature, self.example, self.form)
 
 
-def _as_booster(raw: Any) -> ModelSnapshot:
-    return snapshots.booster_snapshot(raw, None)
+def _as_booster(frozen: Frozen) -> ModelSnapshot:
+    return snapshots.booster_snapshot(frozen, None)
 
 
 def _form(estimator: Any, data: _Data, run: Run) -> _Form:
@@ -112,6 +117,7 @@ def _form(estimator: Any, data: _Data, run: Run) -> _Form:
         portable,
         made,
         signature.example(data.X) if made and run.config.log_input_examples else None,
+        snapshots.format_of(run),
     )
 
 
@@ -136,8 +142,8 @@ def _say_before(call: Call, made: Fitting, data: _Data) -> None:
     name = type(estimator).__name__
     run.tags({"estimator_name": name, "estimator_class": f"{type(estimator).__module__}.{name}"})
     values = guard.run("read the estimator's parameters", params.of_estimator, estimator) or {}
-    made.late = {name: values.pop(name) for name in _LATE if name in values}
-    made.say_params(values)
+    made.late = {name: value for name, value in values.items() if name in _LATE or value is None}
+    made.say_params({name: value for name, value in values.items() if name not in made.late})
     if run.config.log_datasets:
         guard.run("describe the data", _say_datasets, call, made, data)
 
@@ -145,6 +151,7 @@ def _say_before(call: Call, made: Fitting, data: _Data) -> None:
 def _say_datasets(call: Call, made: Fitting, data: _Data) -> None:
     dataset = datasets.describe(data.X, data.y, name=call.name_of(data.X) or "dataset")
     if dataset is not None:
+        made.trained_on = dataset
         made.run.dataset(dataset, "train")
     # XGBoost's own names of the evaluation sets, which are in the metrics' names, too.
     for number, (X, y) in enumerate(data.eval_set if isinstance(data.eval_set, list | tuple) else ()):
@@ -154,22 +161,31 @@ def _say_datasets(call: Call, made: Fitting, data: _Data) -> None:
             made.run.dataset(dataset, "eval")
 
 
-def _say_finished(made: Fitting, form: _Form | None) -> None:
-    estimator, rounds = made.estimator, made.rounds
+def _say_finished(call: Call, made: Fitting, form: _Form | None) -> None:
+    estimator, rounds, run = made.estimator, made.rounds, made.run
     booster = guard.attempt(estimator.get_booster).value
+    if booster is None:
+        return
 
-    def model(raw: Any) -> ModelSnapshot:
-        if form is not None and form.portable and raw is not None:
-            return form.pack(raw)
+    def model(frozen: Frozen) -> ModelSnapshot | Callable[[], ModelSnapshot]:
+        if form is not None and form.portable:
+            return lambda: form.pack(frozen)
         inputs, example = (form.signature, form.example) if form is not None else (None, None)
         return models.pickled_estimator(estimator, inputs, example, also=("xgboost",))
 
-    if rounds is not None and made.trainings == 1 and booster is not None:
-        key = outcome.say_finished(rounds, booster, model, rounds.best_step(booster))
-    elif made.run.config.log_models:
+    key = frozen = None
+    if rounds is not None and made.trainings == 1:
+        key, frozen = outcome.say_finished(rounds, booster, model, rounds.best_index(booster))
+    elif run.config.log_models:
         # Nothing that was recorded can be said to be this model's.
-        raw = booster.save_raw("ubj") if booster is not None else None
-        key = made.run.model(model(raw), register=True)
-    else:
-        key = None
-    predictions.remember(estimator, made.run, key)
+        key, frozen = outcome.remember_only(run, booster, model)
+    predictions.remember(estimator, run, key)
+    data = _data(call)
+    predicted = guard.run("copy the training data", scoring.prepare, estimator, data.X, data.y, data.weight)
+    if predicted is None:
+        return
+    if predicted.rows:
+        run.tags({"autolog.training_metrics_rows": predicted.rows})
+    if frozen is None:
+        frozen = snapshots.freeze(booster)
+    run.derive(predicted.kind, partial(predicted.arrays, frozen), model=key, dataset=made.trained_on)

@@ -8,6 +8,7 @@ from typing import Any
 
 from autolog.datasets import Dataset
 from autolog.run import Run
+from flavors.xgboost import params
 from flavors.xgboost.rounds import Rounds
 from flavors.xgboost.snapshots import Pack
 
@@ -17,10 +18,22 @@ class Fitting:
 
     own: whether the run was opened for it; else it is of an outer one, such as a pipeline's, which records the model.
     params: parameters recorded so far; late: those that ``train`` may know better.
-    datasets: evaluation name -> what is evaluated on.
+    datasets: evaluation name -> what is evaluated on; trained_on: the training data.
     """
 
-    __slots__ = ("datasets", "estimator", "late", "own", "pack", "params", "rounds", "run", "training", "trainings")
+    __slots__ = (
+        "datasets",
+        "estimator",
+        "late",
+        "own",
+        "pack",
+        "params",
+        "rounds",
+        "run",
+        "trained_on",
+        "training",
+        "trainings",
+    )
 
     def __init__(self, estimator: Any, run: Run, *, own: bool, pack: Pack) -> None:
         self.estimator = estimator
@@ -30,6 +43,7 @@ class Fitting:
         self.params: set[str] = set()
         self.late: dict[str, Any] = {}
         self.datasets: dict[str, Dataset] = {}
+        self.trained_on: Dataset | None = None
         self.rounds: Rounds | None = None
         #: Whether ``train`` is running, and how many times it was called.
         self.training = False
@@ -41,6 +55,12 @@ class Fitting:
         if new:
             self.params.update(new)
             self.run.params(new)
+
+    def say_effective(self, booster: Any) -> None:
+        """Record the parameters in effect for those that were left open."""
+        effective = params.in_effect(booster)
+        open_ones = [name for name, value in self.late.items() if value is None]
+        self.say_params({name: effective[name] for name in open_ones if name in effective})
 
 
 #: The fit whose ``train`` would be its own. None, too, inside a fit that somebody else's fit makes for its own ends.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-from autolog import predictions
-from autolog.flavor import Flavor
-from flavors.xgboost import estimators, training
+from autolog import patching, predictions, scores
+from autolog.flavor import Derived, Flavor
+from flavors.xgboost import distributed, estimators, folds, training
+from flavors.xgboost.loops import Loops
 
 
 class XGBoostFlavor(Flavor):
@@ -18,11 +20,15 @@ class XGBoostFlavor(Flavor):
     goes in and comes out; around that the ``fit`` of each estimator class, which knows the estimator. `fit` calls
     ``train`` by a name of its own module, so that the one wrapper is put under every name in the package.
 
-    Left alone are the Dask estimators: what they train, they train in other processes.
+    What Dask's workers train, in other processes or in threads of this one, is recorded where it was asked for.
     """
 
     name: ClassVar[str] = "xgboost"
     claims: ClassVar[tuple[str, ...]] = ("xgboost",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loops = Loops(training.may_open)
 
     def patch(self, module: ModuleType) -> None:
         """Patch the training functions and the estimators' ``fit``."""
@@ -38,6 +44,11 @@ class XGBoostFlavor(Flavor):
             also=names,
         )
         self.wrap_training(home, "cv", training.cv, opens=training.is_first_rank, rebind=True, also=names)
+        patching.install(self._stack, home.CVPack, "eval", folds.evaluate)
+        patching.install(self._stack, module.Booster, "update", self._loops.update)
+        patching.install(self._stack, module.Booster, "boost", self._loops.update)
+        patching.install(self._stack, module.Booster, "eval_set", self._loops.evaluate)
+        self.when_imported("xgboost.dask", self._patch_dask)
         base = getattr(module, "XGBModel", None)
         if base is None:
             return
@@ -45,6 +56,12 @@ class XGBoostFlavor(Flavor):
         self._patch_class(base)
         # The user's own subclasses, too: what their fit does after ``super().fit()`` is part of the model.
         self.follow_subclasses(base, self._patch_class)
+
+    def _patch_dask(self, module: ModuleType) -> None:
+        self.wrap_training(module, "train", distributed.train, opens=training.is_first_rank, rebind=True)
+        for name in ("DaskXGBClassifier", "DaskXGBRegressor", "DaskXGBRanker"):
+            # The forests inherit from these.
+            self.wrap_training(getattr(module, name), "fit", distributed.fit, opens=training.is_first_rank)
 
     def _patch_class(self, cls: type) -> None:
         if cls in self._seen or cls.__module__.startswith("xgboost.dask"):
@@ -58,3 +75,15 @@ class XGBoostFlavor(Flavor):
         for name in ("predict", "predict_proba"):
             if name in vars(cls):
                 self.wrap_call(cls, name, predictions.predict)
+
+    def finish(self, status: str, error: BaseException | None) -> None:
+        """End the loops over ``Booster.update`` that are open."""
+        self._loops.finish(status, error)
+
+    def finish_adopted(self, run_id: str) -> None:
+        """End the loops over ``Booster.update`` in the user's own run, which ends now."""
+        self._loops.finish_adopted(run_id)
+
+    def derive(self, what: str, blob: Path) -> Derived:
+        """Make training metrics and pictures; see :mod:`autolog.scores`."""
+        return scores.derive(what, blob)

@@ -7,13 +7,19 @@ import hashlib
 import json
 from typing import Any
 
-from autolog import datasets, signature
+from autolog import datasets, guard, signature
 from autolog.datasets import Dataset
 from autolog.signature import Schema
 
 #: XGBoost hands out labels as a copy; above this many they are not asked for.
-_LABELS = 1_000_000
+_LABELS = 200_000
 _SAMPLE = 256
+#: Rows whose features are looked at, and values in all.
+_ROWS, _PRESENT = 64, 20_000
+#: Matrices that keep bins rather than values.
+_BINNED = ("QuantileDMatrix", "ExtMemQuantileDMatrix")
+#: Bins of more columns than this are not asked for.
+_CUT_COLUMNS = 2_000
 #: More columns than this make a schema that nobody reads and no store takes.
 _COLUMNS = 10_000
 
@@ -26,8 +32,8 @@ def describe(matrix: Any, name: str) -> Dataset | None:
     """Describe a DMatrix, at a cost that does not grow with its features; None for anything else.
 
     The digest covers the numbers of rows, columns and present values, feature names and types, and an evenly spaced
-    sample of labels and weights. It does not cover the features: a DMatrix can only give all of them at once, and
-    those of a QuantileDMatrix only in bins.
+    sample of labels, weights and features: 64 rows of a DMatrix, the bins of a quantile matrix. A matrix that is read
+    from outside of memory can give neither.
     """
     import xgboost
 
@@ -38,6 +44,7 @@ def describe(matrix: Any, name: str) -> Dataset | None:
     facts += [_hash(repr((matrix.feature_names, matrix.feature_types)).encode())]
     if rows <= _LABELS:
         facts += [_sample(matrix.get_label()), _sample(matrix.get_weight())]
+    facts += [guard.attempt(_features, matrix, rows, columns).value or ""]
     made = datasets.describe(facts, name=name)
     if made is None:
         return None
@@ -71,6 +78,24 @@ def schema(matrix: Any) -> Schema | None:
         # Columns without names take frames, arrays of any precision and lists; a tensor would refuse all but float32.
         return [{"type": "double", "required": True}] * columns
     return [{"type": _TYPES[kind], "name": name, "required": True} for name, kind in zip(names, types, strict=True)]
+
+
+def _features(matrix: Any, rows: int, columns: int) -> str:
+    import numpy as np
+
+    if rows == 0 or columns == 0:
+        return ""
+    if type(matrix).__name__ in _BINNED:
+        if columns > _CUT_COLUMNS:
+            return ""
+        borders, cuts = matrix.get_quantile_cut()
+        return _sample(borders) + _sample(cuts)
+    number = min(rows, _ROWS, max(1, _PRESENT // columns))
+    picked = np.unique(np.linspace(0, rows - 1, number).astype(np.int32))
+    part = matrix.slice(picked, allow_groups=True)
+    data = part.get_data()
+    content = _hash(b"".join(values.tobytes() for values in (data.indptr, data.indices, data.data)))
+    return content + _sample(part.get_label()) + _sample(part.get_weight())
 
 
 def _sample(values: Any) -> str:

@@ -14,7 +14,8 @@ from mlflow.models import infer_signature
 from mlflow.models.signature import ModelSignature
 
 from autolog.datasets import describe
-from autolog.models import dumps, pickled_modules, requirements_for
+from autolog.models import pickled_modules, requirements_for
+from autolog.pickles import dumps
 from autolog.signature import example, schema, signature
 
 FRAME = pd.DataFrame(

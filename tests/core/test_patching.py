@@ -8,6 +8,7 @@ import operator
 import pickle
 import subprocess
 import sys
+import weakref
 
 import cloudpickle
 import pytest
@@ -17,28 +18,36 @@ from sklearn.linear_model import LogisticRegression
 
 import autolog
 from autolog import guard, runtime, scope
-from autolog.patching import Wrapper, training
+from autolog.patching import Wrapper, training, variable_name
 
 ORIGINAL_FIT = LogisticRegression.fit
 ORIGINAL_METRIC = sklearn.metrics.accuracy_score
-from sklearn.metrics import r2_score  # noqa: E402
+from xgboost import cv as bound_early  # noqa: E402
+
+
+def implementation(function):
+    """What a public function of scikit-learn calls once its arguments are checked."""
+    return inspect.getclosurevars(function).nonlocals["func"]
 
 
 def test_metric_function_pickles_as_mlflow_6268_could_not(recorder) -> None:
     recorder.start()
-    assert isinstance(sklearn.metrics.accuracy_score, Wrapper)
+    assert sklearn.metrics.accuracy_score is ORIGINAL_METRIC
+    assert isinstance(implementation(ORIGINAL_METRIC), Wrapper)
     data = pickle.dumps(sklearn.metrics.accuracy_score)
     assert b"autolog" not in data
     assert pickle.loads(data) is sklearn.metrics.accuracy_score
+    autolog.disable()
+    assert not isinstance(implementation(ORIGINAL_METRIC), Wrapper)
 
 
 def test_name_bound_earlier_is_rebound_and_bound_back(recorder) -> None:
-    before = r2_score
+    before = bound_early
     assert not isinstance(before, Wrapper)
     recorder.start()
-    assert isinstance(globals()["r2_score"], Wrapper)
+    assert isinstance(globals()["bound_early"], Wrapper)
     autolog.disable()
-    assert globals()["r2_score"] is before
+    assert globals()["bound_early"] is before
 
 
 def test_bound_methods_pickle_and_copy(recorder) -> None:
@@ -78,11 +87,11 @@ def test_class_pickled_by_value_comes_out_unpatched(recorder) -> None:
 
 def test_wrapper_that_outlives_its_patch_pickles_as_the_original(recorder) -> None:
     recorder.start()
-    kept = sklearn.metrics.accuracy_score
+    kept = LogisticRegression.fit
     autolog.disable()
-    assert sklearn.metrics.accuracy_score is ORIGINAL_METRIC
-    assert pickle.loads(pickle.dumps(kept)) is ORIGINAL_METRIC
-    assert kept([0, 1], [0, 1]) == 1.0
+    assert LogisticRegression.fit is ORIGINAL_FIT
+    assert pickle.loads(pickle.dumps(kept)) is ORIGINAL_FIT
+    assert kept(LogisticRegression(), [[0], [1]], [0, 1]).predict([[1]]) == [1]
 
 
 def test_disable_restores_everything(recorder) -> None:
@@ -93,7 +102,10 @@ def test_disable_restores_everything(recorder) -> None:
     assert vars(LogisticRegression)["fit"] is ORIGINAL_FIT
     assert "__init_subclass__" not in vars(BaseEstimator)
     for name in sklearn.metrics.__all__:
-        assert not isinstance(getattr(sklearn.metrics, name), Wrapper), name
+        function = getattr(sklearn.metrics, name)
+        assert not isinstance(function, Wrapper), name
+        if "func" in getattr(getattr(function, "__code__", None), "co_freevars", ()):
+            assert not isinstance(implementation(function), Wrapper), name
 
 
 def test_introspection_is_unharmed(recorder) -> None:
@@ -186,7 +198,7 @@ def test_every_patched_function_and_method_pickles_and_copies(recorder) -> None:
 
     recorder.start()
     functions = [getattr(sklearn.metrics, name) for name in sklearn.metrics.__all__]
-    functions = [function for function in functions if isinstance(function, Wrapper)]
+    functions = [each for each in functions if inspect.isfunction(inspect.unwrap(each))]
     assert len(functions) > 50
     for function in [*functions, xgboost.train, xgboost.cv]:
         assert pickle.loads(pickle.dumps(function)) is function
@@ -203,7 +215,49 @@ def test_every_patched_function_and_method_pickles_and_copies(recorder) -> None:
     assert patched > 50
 
 
+class Big:
+    pass
+
+
+def test_looking_a_name_up_keeps_nothing_alive() -> None:
+    big = Big()
+    gone = weakref.ref(big)
+    assert variable_name(big, sys._getframe()) == "big"
+    del big
+    assert gone() is None
+
+
+def test_looking_a_name_up_leaves_the_users_locals_alone() -> None:
+    big = Big()
+    mine = locals()
+    assert variable_name(big, sys._getframe()) == "big"
+    assert mine["big"] is big
+
+
 def walk(cls):
     for sub in cls.__subclasses__():
         yield sub
         yield from walk(sub)
+
+
+def test_a_call_that_a_signature_refuses_is_told_only_where_the_function_takes_it() -> None:
+    def hook(call):
+        assert call.arguments
+        yield
+
+    def train(X):
+        return X
+
+    def lying(*args):
+        return args
+
+    lying.__signature__ = inspect.signature(train)
+    drive = training("sklearn", hook)
+    autolog.autolog("sklearn")
+    with pytest.raises(TypeError, match="positional"):
+        drive(train, None, (1, 2), {})
+    assert guard.swallowed == []
+    assert drive(lying, None, (1, 2), {}) == (1, 2)
+    ((_, error),) = guard.swallowed
+    assert isinstance(error, TypeError)
+    guard.swallowed.clear()

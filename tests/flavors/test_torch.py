@@ -236,7 +236,8 @@ def test_gan_is_one_run_with_each_loss(recorder):
     assert run.info.status == "FINISHED"
     for name, values in expected.items():
         assert recorder.history(run, name) == steps(values)
-    assert set(run.data.metrics) == {*expected, "learning_rate_optimizerD", "learning_rate_optimizerG"}
+    names = ("learning_rate_optimizerD", "learning_rate_optimizerG", "grad_norm_optimizerD", "grad_norm_optimizerG")
+    assert set(run.data.metrics) == {*expected, *names}
     assert recorder.history(run, "learning_rate_optimizerG") == steps([0.01] * 3)
     assert (run.data.params["optimizer_name"], run.data.params["optimizerG.optimizer_name"]) == ("SGD", "Adam")
     logged = {model.name: model for model in recorder.models()}
@@ -326,7 +327,8 @@ def test_scaled_loss_is_the_unscaled_one(recorder):
     assert recorder.history(recorder.run(), "loss") == steps(expected)
 
 
-def test_micro_batches_of_a_failed_step_are_dropped(recorder):
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_micro_batches_of_a_failed_step_are_dropped(recorder, set_to_none):
     recorder.start()
     model = net()
     X, y = data()
@@ -334,7 +336,7 @@ def test_micro_batches_of_a_failed_step_are_dropped(recorder):
     expected = []
     for i in range(3):
         for attempt in range(2):
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none)
             try:
                 loss = mse(model(X), y) * (1 + attempt)
                 loss.backward()
@@ -752,7 +754,7 @@ def test_checkpointed_activations_are_no_second_loss(recorder):
     autolog.disable()
     run = recorder.run()
     assert recorder.history(run, "loss") == steps(losses)
-    assert set(run.data.metrics) == {"loss", "learning_rate"}
+    assert set(run.data.metrics) == {"loss", "learning_rate", "grad_norm"}
 
 
 # -- how it ends ----------------------------------------------------------------------------------------------------
@@ -785,6 +787,128 @@ def test_exception_is_the_same_object_and_the_run_failed(recorder):
     assert run.info.status == "FAILED"
     assert [step for step, _ in recorder.history(run, "loss")] == [0, 1]
     assert "data is bad" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/traceback.txt")
+
+
+def test_loss_of_a_training_that_failed_is_not_the_next_ones(recorder):
+    recorder.start()
+    kept = []
+
+    def attempt(fails):
+        X, y = data()
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for i in range(3):
+            optimizer.zero_grad()
+            loss = mse(model(X), y)
+            loss.backward()
+            if fails and i == 2:
+                raise MemoryError
+            optimizer.step()
+            kept.append(loss.item())
+
+    for fails in (True, False):
+        kept.clear()
+        try:
+            attempt(fails)
+        except MemoryError:
+            continue
+    autolog.disable()
+    failed, finished = recorder.runs()
+    assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
+    assert recorder.history(finished, "loss") == steps(kept)
+
+
+@pytest.mark.parametrize("how", ["as", "plain", "loop", "returns", "inside"])
+def test_training_whose_exception_somebody_catches_failed(recorder, how):
+    recorder.start()
+
+    def work(fails):
+        X, y = data()
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for i in range(3):
+            optimizer.zero_grad()
+            mse(model(X), y).backward()
+            optimizer.step()
+            if fails and i == 1:
+                raise ValueError("data is bad")
+
+    def caught():
+        try:
+            work(True)
+        except ValueError:
+            return "caught"
+        return ""
+
+    if how == "as":
+        try:
+            work(True)
+        except ValueError as error:
+            assert error.args == ("data is bad",)
+    elif how == "plain":
+        try:
+            work(True)
+        except ValueError:
+            pass
+    elif how == "loop":
+        for _ in range(1):
+            try:
+                work(True)
+            except ValueError:
+                continue
+    elif how == "returns":
+        assert caught() == "caught"
+    else:
+        # Another's exception, handled around a training that ends well.
+        try:
+            raise KeyError
+        except KeyError:
+            work(False)
+    autolog.disable()
+    run = recorder.run()
+    assert run.info.status == ("FINISHED" if how == "inside" else "FAILED")
+    assert len(recorder.history(run, "loss")) == (3 if how == "inside" else 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_exception_in_a_thread_that_trains_fails_its_run_alone(recorder):
+    hooked = threading.excepthook
+    recorder.start()
+    seen, losses = [], []
+    hook, threading.excepthook = threading.excepthook, lambda args: (seen.append(args.exc_value), hook(args))
+    barrier = threading.Barrier(2, timeout=60)
+    error = ValueError("data is bad")
+
+    def work(fails):
+        X, y = data()
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1 if fails else 0.2)
+        for i in range(5):
+            optimizer.zero_grad()
+            loss = mse(model(X), y)
+            loss.backward()
+            optimizer.step()
+            if i == 2:
+                barrier.wait()
+                if fails:
+                    raise error
+            if fails:
+                losses.append(loss.item())
+
+    threads = [threading.Thread(target=work, args=(fails,)) for fails in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    threading.excepthook = hook
+    autolog.disable()
+    assert threading.excepthook is hooked
+    assert seen == [error]
+    runs = {run.data.params["lr"]: run for run in recorder.runs()}
+    assert {lr: run.info.status for lr, run in runs.items()} == {"0.1": "FAILED", "0.2": "FINISHED"}
+    assert recorder.history(runs["0.1"], "loss")[:2] == steps(losses)
+    assert [len(recorder.history(runs[lr], "loss")) for lr in ("0.1", "0.2")] == [3, 5]
+    assert "data is bad" in mlflow.artifacts.load_text(f"{runs['0.1'].info.artifact_uri}/traceback.txt")
 
 
 def script(tmp_path, body, **env):

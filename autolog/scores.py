@@ -1,7 +1,7 @@
 """Training metrics, computed in the sender by scikit-learn's own functions.
 
 Names and averaging are those of MLflow's autologging (``mlflow.sklearn.utils``): ``training_<metric>``; precision,
-recall and f1 weighted by support; ROC AUC weighted, one against one.
+recall and f1 weighted by support, or of the positive class where one is named; ROC AUC weighted, one against one.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autolog import guard
+from autolog import charts, guard
+from autolog.flavor import Derived
 
 
-def derive(what: str, blob: Path) -> dict[str, float]:
-    """Return the training metrics for the arrays that :mod:`flavors.sklearn.estimators` stored in `blob`.
+def derive(what: str, blob: Path) -> Derived:
+    """Return the training metrics and pictures for the arrays that a flavor stored in `blob`.
 
-    what: "classifier" or "regressor". A metric that is undefined for the data is left out.
+    y_true, y_pred and, where there are any: y_proba (n_samples, n_classes) with classes; sample_weight; pos_label (1,);
+    score (1,), what the estimator's own ``score`` gave where that is neither accuracy nor R2, empty for nothing.
+
+    what: "classifier" or "regressor". A metric or picture that is undefined for the data is left out.
     """
     import numpy as np
 
     with np.load(blob, allow_pickle=False) as stored:
         arrays = dict(stored)
     computed = {name: guard.attempt(score) for name, score in _metrics(what, arrays).items()}
-    return {f"training_{name}": float(done.value) for name, done in computed.items() if done.value is not None}
+    metrics = {f"training_{name}": float(done.value) for name, done in computed.items() if done.value is not None}
+    return Derived(metrics=metrics, figures=charts.of(what, arrays))
 
 
 def _metrics(what: str, arrays: dict[str, Any]) -> dict[str, Callable[[], float]]:
@@ -31,15 +36,19 @@ def _metrics(what: str, arrays: dict[str, Any]) -> dict[str, Callable[[], float]
 
     true, predicted = arrays["y_true"], arrays["y_pred"]
     weight = {"sample_weight": arrays.get("sample_weight")}
+    own = arrays.get("score")
     if what == "regressor":
-        return {
+        scores = {
             "mean_squared_error": lambda: metrics.mean_squared_error(true, predicted, **weight),
             "mean_absolute_error": lambda: metrics.mean_absolute_error(true, predicted, **weight),
             "r2_score": lambda: metrics.r2_score(true, predicted, **weight),
             "root_mean_squared_error": lambda: metrics.root_mean_squared_error(true, predicted, **weight),
             "score": lambda: metrics.r2_score(true, predicted, **weight),
         }
+        return _with_own_score(scores, own)
     weighted: dict[str, Any] = {"average": "weighted", "zero_division": 0.0, **weight}
+    if "pos_label" in arrays:
+        weighted.update(average="binary", pos_label=arrays["pos_label"][0])
     found = {
         "precision_score": lambda: metrics.precision_score(true, predicted, **weighted),
         "recall_score": lambda: metrics.recall_score(true, predicted, **weighted),
@@ -57,4 +66,12 @@ def _metrics(what: str, arrays: dict[str, Any]) -> dict[str, Callable[[], float]
         found["roc_auc"] = lambda: metrics.roc_auc_score(
             true, score, average="weighted", multi_class="ovo", **weight, **labels
         )
+    return _with_own_score(found, own)
+
+
+def _with_own_score(found: dict[str, Callable[[], float]], own: Any) -> dict[str, Callable[[], float]]:
+    if own is not None:
+        del found["score"]
+        if len(own):
+            found["score"] = lambda: own[0]
     return found

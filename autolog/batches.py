@@ -1,0 +1,201 @@
+"""Metrics, parameters and tags: brought into the form and the numbers that MLflow takes, and sent in batches.
+
+Limits and field names are those of ``mlflow.utils.validation`` (MLflow 3): 250 characters a key, 6,000 a parameter,
+8,000 a tag (counted here as characters), 100 parameters or tags, 1,000 metrics and 1,000 entities a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from autolog import guard
+from autolog.faults import Fault, fault
+
+KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
+BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS, BATCH_ALL = 1000, 100, 100, 1000
+
+#: Parameters of a run that are parameters in the store, which needs milliseconds for each; the rest is a file.
+MOST_PARAMS = 2000
+LONG_PARAMS, MORE_PARAMS = "autolog/long_params.json", "autolog/more_params.json"
+
+
+class RunGoneError(LookupError):
+    """The run was deleted in the store."""
+
+
+class Batch:
+    """What is collected for one run before it is sent."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Metric] = []
+        self.params: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        #: Whether the metrics may be in the store already.
+        self.uncertain = False
+
+
+class RunBatches:
+    """Sends the batches of one run.
+
+    lost: takes what the store refuses for good, and the error. said: takes what people should know.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        *,
+        lost: Callable[[str, BaseException], None],
+        said: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._lost = lost
+        self._said = said
+        self._params: set[str] = set()
+
+    def send(self, batch: Batch) -> None:
+        """Send all of `batch`.
+
+        Raises: what the store raises while it cannot be used; RunGoneError.
+        """
+        metrics = self._unsent(batch.metrics) if batch.uncertain else batch.metrics
+        params = self._fit(batch.params)
+        tags = [RunTag(clean_key(k), cut(clean_text(v), TAG_LIMIT)) for k, v in batch.tags.items()]
+        while metrics or params or tags:
+            now = (metrics[:BATCH_METRICS], params[:BATCH_PARAMS], tags[:BATCH_TAGS])
+            now = (now[0][: BATCH_ALL - len(now[1]) - len(now[2])], now[1], now[2])
+            self._log(*now)
+            metrics, params, tags = metrics[len(now[0]) :], params[len(now[1]) :], tags[len(now[2]) :]
+
+    def again(self, metrics: list[Metric]) -> None:
+        """Send metrics as they are, in batches."""
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._log(metrics[start : start + BATCH_METRICS], [], [])
+
+    def _log(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        sent = guard.attempt(
+            self._client.log_batch, self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
+        )
+        if sent.error is None:
+            return
+        if fault(sent.error) is not Fault.REFUSED:
+            raise sent.error
+        if is_gone(self._client, self._run_id):
+            raise RunGoneError(self._run_id)
+        self._halve(metrics, params, tags, sent.error)
+
+    def _halve(self, metrics: list[Metric], params: list[Param], tags: list[RunTag], error: BaseException) -> None:
+        """Something in it is refused: find it, so that only that is lost."""
+        if len(metrics) + len(params) + len(tags) == 1:
+            what = [*metrics, *params, *tags][0]
+            self._lost(f"{type(what).__name__.lower()} {what.key!r} of run {self._run_id}", error)
+            return
+        for half in _halves(metrics, params, tags):
+            sent = guard.attempt(
+                self._client.log_batch, self._run_id, metrics=half[0], params=half[1], tags=half[2], synchronous=True
+            )
+            if sent.error is not None and fault(sent.error) is not Fault.REFUSED:
+                raise sent.error
+            if sent.error is not None:
+                self._halve(half[0], half[1], half[2], sent.error)
+
+    def _unsent(self, metrics: list[Metric]) -> list[Metric]:
+        held: dict[str, set[tuple[int, int, str]]] = {}
+        for key in {metric.key for metric in metrics}:
+            history = self._client.get_metric_history(self._run_id, key)
+            held[key] = {(point.timestamp, point.step, repr(float(point.value))) for point in history}
+        # MLflow stores infinities as the largest float.
+        return [m for m in metrics if (m.timestamp, m.step, repr(_as_stored(m.value))) not in held[m.key]]
+
+    def _fit(self, params: dict[str, str]) -> list[Param]:
+        params = {clean_text(k): clean_text(v) for k, v in params.items()}
+        long = {k: v for k, v in params.items() if len(v) > PARAM_LIMIT or len(k) > KEY_LIMIT}
+        if long:
+            self._keep(LONG_PARAMS, long)
+        taken, rest = {}, {}
+        for key, value in params.items():
+            if key in self._params or len(self._params) < MOST_PARAMS:
+                self._params.add(key)
+                taken[key] = value
+            else:
+                rest[key] = value
+        if rest:
+            self._keep(MORE_PARAMS, rest)
+            self._said(
+                f"run {self._run_id} has more than {MOST_PARAMS:,} parameters, which MLflow would take long to store; "
+                f"the others are in its artifact {MORE_PARAMS}"
+            )
+        return [Param(clean_key(k), cut(v, PARAM_LIMIT)) for k, v in taken.items()]
+
+    def _keep(self, path: str, values: dict[str, str]) -> None:
+        """Put `values` into a JSON artifact, beside those that are in it already."""
+        folder = path.rpartition("/")[0]
+        if any(item.path == path for item in self._client.list_artifacts(self._run_id, folder)):
+            with TemporaryDirectory() as here:
+                kept = Path(self._client.download_artifacts(self._run_id, path, here)).read_text()
+                values = {**json.loads(kept), **values}
+        self._client.log_dict(self._run_id, values, path)
+
+
+def is_gone(client: MlflowClient, run_id: str) -> bool:
+    """Return whether a run was deleted in the store."""
+    found = guard.attempt(client.get_run, run_id)
+    if found.value is not None:
+        return bool(found.value.info.lifecycle_stage != "active")
+    return isinstance(found.error, MlflowException) and found.error.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def clean_text(text: str) -> str:
+    """Return `text` as every store takes it: PostgreSQL has no NUL, UTF-8 no half of a surrogate pair."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def clean_key(key: str) -> str:
+    """Return `key` in the characters that MLflow allows in names, at most 250 of them.
+
+    MLflow allows alphanumerics, ``_ - . space : /``, and what is a path only where it is in its shortest form;
+    XGBoost's ``@`` becomes ``_at_`` as in MLflow's own autologging.
+    """
+    key = key.replace("@", "_at_")
+    key = "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in key)
+    if not key or key[0] in "/." or "//" in key or "/." in key or key[-1] == "/":
+        parts = [part for part in key.split("/") if part not in ("", ".")]
+        key = "/".join("__" if part == ".." else part for part in parts) or "_"
+    return cut(key, KEY_LIMIT)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return `text`, or as much of it as `limit` characters hold, marked by an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _as_stored(value: float) -> float:
+    if math.isnan(value):
+        return value
+    if math.isinf(value):
+        return math.copysign(1.7976931348623157e308, value)
+    return float(value)
+
+
+def _halves(*parts: list[Any]) -> list[list[list[Any]]]:
+    """Split several lists, taken as one, in the middle."""
+    middle = (sum(len(part) for part in parts) + 1) // 2
+    first, second = [], []
+    for part in parts:
+        cut_at = min(len(part), middle)
+        first.append(part[:cut_at])
+        second.append(part[cut_at:])
+        middle -= cut_at
+    return [first, second]

@@ -1,0 +1,455 @@
+"""Snapshots of one training's models: when one is taken, what it is linked to, when its memory can be used again.
+
+The training thread copies; the worker thread writes. Memory is bounded: of a large model one snapshot is under way at a
+time, and one more is kept where it is the best so far and the one before is still being written.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autolog import guard
+from autolog.checkpoints import RESUMABLE, Schedule, Shelf
+from autolog.models import ModelSnapshot
+from autolog.run import Run
+from flavors.torch import models, snapshots, state
+from flavors.torch.copies import Shadow
+from flavors.torch.models import Visible
+from flavors.torch.state import TrainingState
+from flavors.torch.values import Later
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from flavors.torch.optimizers import Entry, Origin
+
+#: Bytes of snapshots that may wait to be written; one may always, whatever its size.
+_WAITING = 64 * 2**20
+#: Snapshots that may wait, of whatever size.
+_QUEUE = 16
+#: How many times longer than the last one took to write nothing more is written only because it is the best so far.
+_PAUSE = 9.0
+
+
+class Root:
+    """A whole model of the training. Held strongly, and only until the run ends."""
+
+    __slots__ = ("failed", "module", "name", "pool", "shelf", "signature")
+
+    def __init__(self, name: str, module: Module, shelf: Shelf) -> None:
+        self.name = name
+        self.module: Module | None = module
+        self.signature: dict[str, str] | None = None
+        #: Only the worker thread looks at it.
+        self.shelf = shelf
+        self.pool = _Pool()
+        #: It cannot be copied; said once.
+        self.failed = False
+
+    def saw(self, signature: dict[str, str]) -> None:
+        """Take the signature that a forward showed."""
+        self.signature = signature
+
+
+class _Pool:
+    """The memory that the snapshots of one model are copied into."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Shadow] = []
+        self._size = 0
+        #: Snapshots that are open or wait to be written.
+        self._busy = 0
+        self._closed = False
+        self._began = self._ended = 0.0
+
+    def get(self, *, force: bool = False) -> Shadow | None:
+        """Return memory for one more snapshot, None while too many wait."""
+        with self._lock:
+            full = self._busy >= _QUEUE or (self._busy + 1) * self._size > _WAITING
+            if self._busy and full and not force:
+                return None
+            self._busy += 1
+            return self._free.pop() if self._free else Shadow()
+
+    def took(self, size: int) -> None:
+        """Note the size of a snapshot, in bytes."""
+        self._size = size
+
+    def hold(self) -> None:
+        """Say that a snapshot is kept, and nobody is going to write it now."""
+        with self._lock:
+            self._busy -= 1
+
+    def unhold(self) -> None:
+        """Take :meth:`hold` back."""
+        with self._lock:
+            self._busy += 1
+
+    def writing(self, snapshot: ModelSnapshot) -> ModelSnapshot:
+        """Note that the worker begins to write `snapshot`."""
+        self._began = time.monotonic()
+        return snapshot
+
+    def give(self, shadow: Shadow) -> None:
+        """Take memory back whose snapshot is written or given up."""
+        self._ended = time.monotonic()
+        with self._lock:
+            self._busy -= 1
+            # Of a large model not more than what may be in use together.
+            if not self._closed and (not self._free or (len(self._free) + 1) * self._size <= _WAITING):
+                self._free.append(shadow)
+
+    def close(self) -> None:
+        """Free the memory, what is in use as soon as it is not."""
+        with self._lock:
+            self._closed = True
+            self._free.clear()
+
+    def rested(self) -> bool:
+        """Return whether nothing is being written now, and writing has taken a small part of the time."""
+        took = self._ended - self._began
+        return not self._busy and time.monotonic() - self._ended >= _PAUSE * took
+
+
+class _Snapshot:
+    """A copy that is not written yet. key: None until it is declared."""
+
+    __slots__ = ("key", "name", "package", "points", "root", "score", "shadow", "state", "step", "won")
+
+    def __init__(
+        self, root: Root, name: str, step: int, shadow: Shadow, package: ModelSnapshot, training: TrainingState
+    ) -> None:
+        self.root = root
+        self.name = name
+        self.step = step
+        self.shadow = shadow
+        self.package = package
+        self.state = training
+        self.key: str | None = None
+        #: Where the monitored metric's value will be, by the time that the worker looks.
+        self.score: Mapping[str, Any] = {}
+        #: (values, step, time) of what is known of the model, recorded already.
+        self.points: tuple[Mapping[str, Any], int, int] | None = None
+        #: Whether it is known to be the best so far.
+        self.won = False
+
+
+class Checkpointer:
+    """Takes the snapshots of one training.
+
+    roots, entries: the models and optimizers, lists that the training fills.
+    epochs: how many epochs are complete.
+    """
+
+    def __init__(self, run: Run, roots: Sequence[Root], entries: Sequence[Entry]) -> None:
+        self._run = run
+        self._policy = run.config.checkpoints
+        self._roots = roots
+        self._entries = entries
+        self._schedule = Schedule(self._policy) if run.config.log_models and self._policy.every != "end" else None
+        #: Copied, but the loop may not be through with the step yet.
+        self._open: list[_Snapshot] = []
+        #: The best so far of each model, where it is not written yet, and one of which that is not known yet.
+        self._held: dict[Root, list[_Snapshot]] = {}
+        self._best: float | None = None
+        #: The keys of the checkpoints of the weights as they are, and the number of steps at which that was so.
+        self._current: dict[Root, str] = {}
+        self._current_at = -1
+        self._companions: list[Any] = []
+        self.epochs = 0
+
+    # -- what the training says -----------------------------------------------------------------------------------
+
+    def joined(self, around: Visible) -> None:
+        """Look for schedulers and scalers where an optimizer makes its first step; they are held weakly."""
+        if self._policy.optimizer:
+            living = {id(optimizer) for entry in self._entries if (optimizer := entry.optimizer()) is not None}
+            found = [*state.schedulers(around, living), state.scaler(around)]
+            known = {id(ref()) for ref in self._companions}
+            self._companions += [weakref.ref(one) for one in found if one is not None and id(one) not in known]
+
+    def resumed(self, origin: Origin) -> None:
+        """Go on counting from a checkpoint."""
+        self.epochs = origin.epochs
+        if self._schedule is not None:
+            self._schedule.begin(origin.steps, origin.epochs)
+
+    def after_step(self, entry: Entry, step: int, values: Mapping[str, Any]) -> str | None:
+        """Take a snapshot where one is due after update `step`; return the key that `values` are to be linked to.
+
+        Called at each update of the training's leading optimizer, so it does nearly nothing at most of them.
+        values: what is recorded of this step; may still be on a device.
+        """
+        if self._open:
+            self.complete()
+        if self._schedule is None or not self._schedule.due_at_step(step + 1):
+            return None
+        return self._take(entry, step, values)
+
+    def pass_begins(self) -> None:
+        """Say that a pass over a loader is about to begin, before any random number is drawn for it."""
+        for one in self._open:
+            guard.run("save the state of the training", one.state.read)
+
+    def epoch_ended(self, entry: Entry) -> str | None:
+        """Say that a pass over training data is complete; return the key of the checkpoint of the weights, if any.
+
+        What is found out about the weights from here on is of that checkpoint, until the next step.
+        """
+        self.epochs += 1
+        if self._schedule is None or not entry.steps:
+            return None
+        due = self._schedule.due_at_epoch() or self._schedule.due_at_step(entry.steps)
+        return self._take(entry, entry.steps - 1, {}) if due else self.current(entry)
+
+    def current(self, entry: Entry) -> str | None:
+        """Return the key of the checkpoint of the weights as they are now, None where there is none."""
+        if entry.root is None or self._current_at != entry.steps:
+            return None
+        return self._current.get(entry.root)
+
+    def evaluated(self, entry: Entry, values: Mapping[str, Any], step: int, at: int) -> str | None:
+        """Say what an evaluation of the weights as they are now has shown; return the key to link it to, if any.
+
+        values: metric name -> number, or what a device still computes; they are recorded by the caller for `step` and
+            time `at` (milliseconds since the epoch), in this same dict.
+        """
+        score = values.get(self._policy.monitor)
+        key = self.current(entry)
+        if score is None or self._schedule is None:
+            return key
+        if key is not None:
+            keys = dict(self._current)
+            self._run.later("keep the best checkpoint", lambda: self._score(keys, values))
+        self._settle()
+        # What a device still computes may be better, so the weights are kept until that is known.
+        known = isinstance(score, float)
+        if known and not self._is_better(score):
+            return key
+        if known:
+            self._best = score
+            self._discard_held()
+        if key is None and self._schedule.affordable():
+            key = self._take_best(entry, values, (values, step, at), known=known)
+        return key
+
+    def complete(self, *, last: bool = False) -> None:
+        """Hand over what was copied, now that the step is over; last: no other follows."""
+        opened, self._open = self._open, []
+        for one in opened:
+            guard.run("save the state of the training", one.state.complete, last=last)
+            if one.key is not None:
+                self._write(one)
+
+    def final(self, status: str) -> None:
+        """Take the last snapshot of each model."""
+        self.complete(last=True)
+        self._settle(force=True)
+        for root in self._roots:
+            mine = [entry for entry in self._entries if entry.root is root and entry.last is not None]
+            if not mine:
+                continue
+            newest = max(mine, key=lambda entry: entry.steps)
+            assert newest.last is not None
+            values, step, at = newest.last
+            name = "model" if len(self._roots) == 1 else root.name
+            one = self._copy(root, name, step, [], force=True)
+            if one is None:
+                continue
+            # What the user logged by hand since the last step is about this model, if there is only one.
+            since = at if len(self._roots) == 1 else None
+            self._declare(one, register=status == "FINISHED", since=since)
+            self._link_again(one, (values, step, at))
+            guard.run("save the state of the training", one.state.complete, anew=True)
+            self._write(one, shelve=False)
+
+        for root in self._roots:
+            root.pool.close()
+
+    # -- one snapshot ---------------------------------------------------------------------------------------------
+
+    def _take(self, entry: Entry, step: int, values: Mapping[str, Any]) -> str | None:
+        """Copy every model; return the key of the one that `entry` trains."""
+        assert self._schedule is not None
+        self.complete()
+        started = time.perf_counter()
+        around = self._around()
+        self._current, self._current_at = {}, step + 1
+        for root in self._roots:
+            mine = [other for other in self._entries if other.root is root]
+            own = step if entry in mine else max((other.steps for other in mine), default=1) - 1
+            one = self._copy(root, f"checkpoint-{own}", own, around)
+            if one is None:
+                continue
+            one.score = values
+            self._open.append(one)
+            self._current[root] = self._declare(one)
+            if entry not in mine:
+                last = max((other for other in mine if other.last), key=lambda other: other.steps, default=None)
+                if last is not None and last.last is not None:
+                    self._link_again(one, last.last)
+        if self._current:
+            self._schedule.taken(step + 1, time.perf_counter() - started)
+        else:
+            self._schedule.skipped(step + 1)
+        return self._current.get(entry.root) if entry.root is not None else None
+
+    def _take_best(
+        self, entry: Entry, values: Mapping[str, Any], points: tuple[Mapping[str, Any], int, int], *, known: bool
+    ) -> str | None:
+        """Copy every model as the best so far, or as what may be; written at once only where that is no burden."""
+        assert self._schedule is not None
+        self.complete()
+        started = time.perf_counter()
+        around = self._around()
+        self._current, self._current_at = {}, entry.steps
+        for root in self._roots:
+            step = max((other.steps for other in self._entries if other.root is root), default=1) - 1
+            rested = root.pool.rested()
+            one = self._copy(root, f"checkpoint-{step}", step, around, force=True)
+            if one is None:
+                continue
+            one.score, one.points, one.won = values, points, known
+            self._open.append(one)
+            if known and rested:
+                self._current[root] = self._declare(one)
+            else:
+                root.pool.hold()
+                self._held.setdefault(root, []).append(one)
+        self._schedule.spent(time.perf_counter() - started)
+        return self._current.get(entry.root) if entry.root is not None else None
+
+    def _around(self) -> Visible:
+        return models.visible(sys._getframe(2)) if self._policy.optimizer else []
+
+    def _copy(self, root: Root, name: str, step: int, around: Visible, *, force: bool = False) -> _Snapshot | None:
+        if not self._run.config.log_models or root.failed or root.module is None:
+            return None
+        shadow = root.pool.get(force=force)
+        if shadow is None:
+            guard.say_once(
+                "skipped",
+                "mlflow-autolog: checkpoint %r is skipped, since those before it are still being written; "
+                "checkpoints may be asked for more often than they can be saved.",
+                name,
+            )
+            return None
+        mine = [entry for entry in self._entries if entry.root is root and self._policy.optimizer]
+        seen = [*around, *(("", held) for ref in self._companions if (held := ref()) is not None)]
+        training = TrainingState(mine, seen, step + 1, self.epochs)
+        pt2 = self._run.config.serialization_format == "pt2"
+        export_as = f"{self._run.key}-{self._roots.index(root)}" if pt2 else None
+        taken = guard.attempt(snapshots.take, root.module, root.signature, shadow, training, export_as)
+        if taken.value is None:
+            root.pool.give(shadow)
+            if isinstance(taken.error, snapshots.Torn | snapshots.Spread):
+                guard.say_once("torn", "mlflow-autolog: the model is not recorded, since %s.", taken.error)
+            elif taken.error is not None:
+                root.failed = True
+                guard.report("take a snapshot of the model", taken.error)
+            return None
+        root.pool.took(shadow.size)
+        return _Snapshot(root, name, step, shadow, taken.value, training)
+
+    def _declare(self, one: _Snapshot, *, register: bool = False, since: int | None = None) -> str:
+        tags = {
+            "autolog.model_class": type(one.root.module).__qualname__,
+            RESUMABLE: one.state.holds,
+            "autolog.steps": str(one.step + 1),
+        }
+        name = one.name if len(self._roots) == 1 or one.name == one.root.name else f"{one.root.name}-{one.name}"
+        key = self._run.declare_model(name=name, step=one.step, tags=tags, register=register, metrics_since=since)
+        one.key = key
+        return key
+
+    def _write(self, one: _Snapshot, *, shelve: bool = True) -> None:
+        assert one.key is not None
+        pool, package = one.root.pool, one.package
+        self._run.save_model(one.key, lambda: pool.writing(package))
+        self._run.later("put a checkpoint away", functools.partial(self._written, one, shelve=shelve))
+
+    # -- which ones to keep ---------------------------------------------------------------------------------------
+
+    def _is_better(self, score: float) -> bool:
+        if score != score:
+            return False
+        return self._best is None or (score < self._best if self._policy.mode == "min" else score > self._best)
+
+    def _settle(self, *, force: bool = False) -> None:
+        """Find out which of those held is the best, now that its score may be known, and write it if there is time.
+
+        force: write all of them; the worker knows by then which one to keep.
+        """
+        for root, held in list(self._held.items()):
+            for one in list(held) if not force else ():
+                score = one.score.get(self._policy.monitor)
+                if one.won or not isinstance(score, float):
+                    continue
+                if self._is_better(score):
+                    self._best = score
+                    self._drop_held(root, but=one)
+                    one.won = True
+                else:
+                    self._drop_held(root, only=one)
+            for one in list(self._held.get(root, ())):
+                if (force or (one.won and root.pool.rested())) and one not in self._open and one.points is not None:
+                    self._held[root].remove(one)
+                    root.pool.unhold()
+                    self._declare(one)
+                    self._link_again(one, one.points)
+                    self._write(one)
+
+    def _discard_held(self) -> None:
+        """Give up what was the best so far."""
+        for root in list(self._held):
+            self._drop_held(root)
+
+    def _drop_held(self, root: Root, *, but: _Snapshot | None = None, only: _Snapshot | None = None) -> None:
+        for one in list(self._held.get(root, ())):
+            # What is not known yet may still be better.
+            if one is but or (only is not None and one is not only):
+                continue
+            if but is not None and not isinstance(one.score.get(self._policy.monitor), float):
+                continue
+            self._held[root].remove(one)
+            if one in self._open:
+                self._open.remove(one)
+            root.pool.unhold()
+            root.pool.give(one.shadow)
+
+    def _link_again(self, one: _Snapshot, points: tuple[Mapping[str, Any], int, int]) -> None:
+        """Link what is recorded already: the same points again, in name, step, time and value, are kept once."""
+        values, step, at = points
+        key = one.key
+        if not values:
+            return
+        if any(isinstance(value, Later) for value in values.values()):
+            # By then the drain, which is on the same thread and was asked before, has put numbers in.
+            self._run.later("link metrics", lambda: self._run.metrics(values, step=step, time=at, model=key))
+        else:
+            self._run.metrics(values, step=step, time=at, model=key)
+
+    # -- on the worker thread -------------------------------------------------------------------------------------
+
+    def _written(self, one: _Snapshot, *, shelve: bool) -> None:
+        one.root.pool.give(one.shadow)
+        if shelve:
+            assert one.key is not None
+            score = one.score.get(self._policy.monitor)
+            self._run.drop_models(one.root.shelf.add(one.key, score if isinstance(score, float) else None))
+
+    def _score(self, keys: Mapping[Root, str], values: Mapping[str, Any]) -> None:
+        score = values.get(self._policy.monitor)
+        if isinstance(score, float):
+            for root, key in keys.items():
+                self._run.drop_models(root.shelf.score(key, score))
+
+
+__all__ = ["Checkpointer", "Root"]

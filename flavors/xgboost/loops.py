@@ -1,0 +1,166 @@
+"""Trainings that the user's own loop drives by ``Booster.update`` or ``Booster.boost``.
+
+A run is opened by the first round outside of any ``train``, and each round is a step. It ends when the same thread
+begins another loop, or with the process: nobody says before that a loop is over. What ``eval_set`` and ``eval`` are
+asked for between two rounds are the metrics of the earlier one.
+
+``xgboost.train`` calls the same methods once a round, where one look at the scope must do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from autolog import guard, runtime, scope
+from autolog.patching import user_frame, variable_name
+from autolog.records import now
+from autolog.run import Run
+from flavors.xgboost import importances, lineage, matrices, params, snapshots
+
+
+class _Loop:
+    """One booster that a loop trains."""
+
+    def __init__(self, booster: Any, run: Run) -> None:
+        #: Kept until the run ends: a booster cannot be saved once it is freed.
+        self.booster = booster
+        self.run = run
+        self.thread = threading.get_ident()
+        self.step = 0
+        self.rounds = 0
+        self.inputs: Any = None
+        self.data: set[tuple[str, str]] = set()
+        #: What the last round scored, name -> (value, time).
+        self.values: dict[str, tuple[float, int]] = {}
+
+    def end(self, status: str, error: BaseException | None = None) -> None:
+        """Record the model as it is now, and end the run."""
+        if self.run.config.log_models and self.rounds:
+            guard.run("take a snapshot of the model", self._save)
+        self.run.end(status, error)
+        runtime.closed(self.run)
+
+    def _save(self) -> None:
+        inputs, form = self.inputs, snapshots.format_of(self.run)
+        frozen = snapshots.freeze(self.booster)
+        key = self.run.model(lambda: snapshots.booster_snapshot(frozen, inputs, form), step=self.step, register=True)
+        lineage.remember(self.booster, key)
+        for name, (value, time) in self.values.items():
+            # The run's own point, time included, so that it is one.
+            self.run.metrics({name: value}, step=self.step, time=time, model=key)
+        importances.say(self.run, frozen, key)
+
+
+class Loops:
+    """The loops of this process that are under way."""
+
+    def __init__(self, may_record: Callable[[], bool]) -> None:
+        self._may_record = may_record
+        self._open: dict[int, _Loop] = {}
+
+    # -- wrappers of Booster's methods, as wrapt has them ---------------------------------------------------------
+
+    def update(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        """Wrap ``Booster.update`` and ``Booster.boost``: a round."""
+        if scope.current() is not None or not runtime.recording() or getattr(_inside, "here", False):
+            return wrapped(*args, **kwargs)
+        loop = guard.run("record a boosting loop", self._begin, instance, args, kwargs)
+        _inside.here = True  # update calls boost where there is an objective of the user's.
+        try:
+            result = wrapped(*args, **kwargs)
+        finally:
+            _inside.here = False
+        if loop is not None:
+            guard.run("record a boosting round", self._round, loop, args, kwargs)
+        return result
+
+    def evaluate(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        """Wrap ``Booster.eval_set``, which ``eval`` calls: the scores of the last round."""
+        result = wrapped(*args, **kwargs)
+        if self._open and scope.current() is None:
+            loop = self._open.get(id(instance))
+            if loop is not None and runtime.recording():
+                evals = args[0] if args else kwargs.get("evals")
+                guard.run("record what a round scored", self._scored, loop, result, evals)
+        return result
+
+    # -- what they say --------------------------------------------------------------------------------------------
+
+    def _begin(self, booster: Any, args: Any, kwargs: Any) -> _Loop | None:
+        loop = self._open.get(id(booster))
+        if loop is not None:
+            return loop
+        if not self._may_record():
+            return None
+        self.end_of_thread(threading.get_ident())
+        run = runtime.open_run("xgboost")
+        loop = self._open[id(booster)] = _Loop(booster, run)
+        before = booster.num_boosted_rounds()
+        parent = lineage.tags(booster) if before else {}
+        if parent:
+            run.tags(parent)
+        lineage.forget(booster)
+        loop.step = before - 1
+        self._describe(loop, args[0] if args else kwargs.get("dtrain"))
+        return loop
+
+    def _describe(self, loop: _Loop, matrix: Any) -> None:
+        run = loop.run
+        if run.config.log_model_signatures:
+            loop.inputs = guard.run("make the signature", matrices.schema, matrix)
+        if run.config.log_datasets:
+            name = variable_name(matrix, user_frame()) or "dataset"
+            dataset = guard.run("describe the data", matrices.describe, matrix, name)
+            if dataset is not None:
+                run.dataset(dataset, "train")
+
+    def _round(self, loop: _Loop, args: Any, kwargs: Any) -> None:
+        loop.rounds += 1
+        loop.values = {}
+        given = args[1] if len(args) > 1 else kwargs.get("iteration")
+        loop.step = int(given) if given is not None else loop.step + 1
+        if loop.rounds == 1:
+            loop.run.params(params.defaults(params.in_effect(loop.booster), {}))
+
+    def _scored(self, loop: _Loop, line: Any, evals: Any) -> None:
+        values: dict[str, float] = {}
+        for item in (line if isinstance(line, str) else line.decode()).split()[1:]:
+            name, _, value = item.rpartition(":")
+            values[name] = float(value)
+        new = {name: value for name, value in values.items() if name not in loop.values}
+        time = now()
+        loop.values.update({name: (value, time) for name, value in new.items()})
+        if new:
+            loop.run.metrics(new, step=max(0, loop.step), time=time)
+        for matrix, name in evals if loop.run.config.log_datasets and isinstance(evals, list | tuple) else ():
+            dataset = matrices.describe(matrix, str(name)) if ("eval", str(name)) not in loop.data else None
+            loop.data.add(("eval", str(name)))
+            if dataset is not None:
+                loop.run.dataset(dataset, "eval")
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def end_of_thread(self, thread: int) -> None:
+        """End the loops of a thread that begins to train something else."""
+        for number, loop in list(self._open.items()):
+            if loop.thread == thread:
+                self._open.pop(number, None)
+                loop.end("FINISHED")
+
+    def finish(self, status: str, error: BaseException | None) -> None:
+        """End every loop."""
+        while self._open:
+            _, loop = self._open.popitem()
+            loop.end(status, error)
+
+    def finish_adopted(self, run_id: str) -> None:
+        """End the loops in the user's own run `run_id`, which ends now."""
+        for number, loop in list(self._open.items()):
+            if run_id in (loop.run.adopted, loop.run.host):
+                self._open.pop(number, None)
+                loop.end("FINISHED")
+
+
+_inside = threading.local()

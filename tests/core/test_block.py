@@ -1,0 +1,90 @@
+"""A block of metric values that grows while it waits: every step once, whoever takes it, whenever."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+
+from autolog.records import Block, Points, decode, encode
+
+
+def stored(records):
+    return [record for row in encode(records) for record in decode(*row)]
+
+
+def test_block_is_read_back_as_the_points_of_its_steps():
+    times, losses = [100, 200], [0.5, 0.25]
+    block = Block("r", 3, times, {"loss": losses}, 0)
+    losses.append(0.125)
+    times.append(300)
+    assert stored([block]) == [
+        Points("r", 3, 100, {"loss": 0.5}),
+        Points("r", 4, 200, {"loss": 0.25}),
+        Points("r", 5, 300, {"loss": 0.125}),
+    ]
+
+
+def test_taken_block_keeps_what_it_had():
+    times, losses = [1, 2], [0.5, 0.25]
+    block = Block("r", 0, times, {"loss": losses}, 0)
+    assert (block.taken, block.take()) == (None, ([1, 2], {"loss": [0.5, 0.25]}))
+    losses[:] = [9.0]
+    times.append(3)
+    assert block.taken == 2
+    # Written again after a failure of the disk: the same rows.
+    assert stored([block]) == stored([block]) == [Points("r", 0, 1, {"loss": 0.5}), Points("r", 1, 2, {"loss": 0.25})]
+
+
+def test_order_among_other_records_is_kept():
+    before, after = Points("r", 0, 1, {"a": 1.0}), Points("r", 9, 9, {"a": 2.0})
+    found = stored([before, Block("r", 1, [5], {"a": [3.0]}, 0), after])
+    assert [(point.step, point.values["a"]) for point in found] == [(0, 1.0), (1, 3.0), (9, 2.0)]
+
+
+@pytest.fixture
+def eager_threads():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_each_step_is_in_one_block_while_two_threads_work():
+    times: list[int] = []
+    losses: list[float] = []
+    blocks: list[Block] = []
+    done = threading.Event()
+
+    def writer():
+        while not done.is_set():
+            if blocks:
+                blocks[-1].take()
+
+    thread = threading.Thread(target=writer)
+    thread.start()
+    step, deadline = 0, time.monotonic() + 30
+    while len(blocks) < 20 and time.monotonic() < deadline:
+        losses.append(float(step))
+        times.append(step)
+        if not blocks or blocks[-1].taken is not None:
+            first = blocks[-1].taken if blocks else 0
+            blocks.append(Block("r", first, times, {"loss": losses}, first))
+        step += 1
+    done.set()
+    thread.join()
+    blocks[-1].take()
+    blocks.append(Block("r", blocks[-1].taken, times, {"loss": losses}, blocks[-1].taken))
+    found = [(point.step, point.values["loss"]) for point in stored(blocks)]
+    assert found == [(number, float(number)) for number in range(step)]
+    assert len(blocks) >= 20
+
+
+def test_long_block_is_split_into_rows_of_the_spool():
+    block = Block("r", 0, list(range(1200)), {"a": [float(i) for i in range(1200)]}, 0)
+    rows = list(encode([block]))
+    assert len(rows) == 3
+    assert [record.step for row in rows for record in decode(*row)] == list(range(1200))

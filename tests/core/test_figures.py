@@ -1,0 +1,102 @@
+"""Pictures: drawn by the sender, readable whatever the names are, kept as numbers where they cannot be drawn."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from pathlib import Path
+
+import pytest
+
+from autolog import figures, runtime
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header[:8] == PNG
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
+def test_few_and_many_bars_are_equally_high_each(tmp_path: Path) -> None:
+    figures.draw("bars", {"title": "t", "names": list("abcde"), "values": [5, -4, 3, 2, 1]}, tmp_path / "few.png")
+    many = {"title": "t", "names": [f"feature number {i} with a very long name" for i in range(5000)]}
+    figures.draw("bars", {**many, "values": [math.sin(i) for i in range(5000)]}, tmp_path / "many.png")
+    assert size(tmp_path / "few.png")[0] == size(tmp_path / "many.png")[0] == 770
+    assert size(tmp_path / "few.png")[1] < 300 < 1200 < size(tmp_path / "many.png")[1] < 1400
+
+
+@pytest.mark.parametrize("name", ["$x_1$ costs $5", "", "펭귄", "a\nb", "\\frac{", "%s"])
+def test_names_of_any_kind_are_drawn_as_text(name: str, tmp_path: Path) -> None:
+    figures.draw("bars", {"title": name, "names": [name], "values": [1]}, tmp_path / "bars.png")
+    figures.draw("lines", {"title": name, "series": {name: [[0, 1], [1, 2]]}}, tmp_path / "lines.png")
+    assert size(tmp_path / "lines.png") == (770, 495)
+
+
+def test_nothing_to_draw_is_an_empty_picture(tmp_path: Path) -> None:
+    figures.draw("bars", {"title": "none", "names": [], "values": []}, tmp_path / "bars.png")
+    figures.draw("lines", {"title": "none", "series": {}}, tmp_path / "lines.png")
+    assert size(tmp_path / "bars.png")[0] == 770
+
+
+def test_thin_keeps_first_and_last() -> None:
+    kept = figures.thin(123_456)
+    assert len(kept) == 1000 and kept[0] == 0 and kept[-1] == 123_455 and kept == sorted(set(kept))
+    assert figures.thin(3) == [0, 1, 2]
+
+
+def test_shorten_keeps_both_ends() -> None:
+    assert figures.shorten("x" * 100 + "end", 11) == "xxxxx…xxend"
+    assert figures.shorten("short") == "short"
+
+
+def test_a_picture_becomes_an_artifact_of_the_run(recorder) -> None:
+    recorder.start()
+    run = runtime.open_run("sklearn")
+    run.figure("charts/a.png", "lines", {"title": "t", "series": {"loss": [[0, 1], [1.0, 0.5]]}})
+    run.end()
+    stored = recorder.run()
+    assert recorder.artifacts(stored) == ["charts"]
+    path = recorder.client.download_artifacts(stored.info.run_id, "charts/a.png")
+    assert Path(path).read_bytes().startswith(PNG)
+
+
+def test_an_unknown_kind_is_said_and_costs_nothing_else(recorder) -> None:
+    recorder.start()
+    run = runtime.open_run("sklearn")
+    run.figure("a.png", "no such kind", {})
+    run.params({"a": 1})
+    run.end()
+    stored = recorder.run()
+    assert stored.data.params == {"a": "1"} and stored.info.status == "FINISHED"
+    (problem,) = recorder.take_problems()
+    assert "a.png" in problem and "no such kind" in problem
+
+
+def test_without_matplotlib_the_numbers_are_kept(recorder, monkeypatch) -> None:
+    from autolog.delivery import Delivery
+    from autolog.records import EndRun, Figure, OpenRun, now
+    from autolog.spool import Spool, make_folder, remove
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError("No module named 'matplotlib'", name="matplotlib")
+        return real(name, *args, **kwargs)
+
+    folder = make_folder()
+    spool = Spool(folder)
+    opened = OpenRun("r1", now(), recorder.store_uri, recorder.experiment, None, str(Path.cwd()))
+    spool.append([opened, Figure("r1", "a.png", "bars", {"title": "t", "names": ["x"], "values": [1]})])
+    spool.append([EndRun("r1", "FINISHED", now())])
+    delivery = Delivery(spool, own_process=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    delivery.send(spool.pending())
+    monkeypatch.undo()
+    problems = [message for _, _, message in spool.problems()]
+    spool.close()
+    remove(folder)
+    assert len(problems) == 1 and "pip install matplotlib" in problems[0]
+    assert recorder.artifacts(recorder.run()) == ["a.png.json"]

@@ -1,0 +1,77 @@
+"""What the user shows while training: progress bars, TensorBoard, torchmetrics."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import autolog
+
+mse = nn.functional.mse_loss
+
+
+def loop(show, steps=3):
+    """Train, and call show(step, loss) after each update."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    X, y = torch.randn(6, 2), torch.randn(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = mse(model(X), y)
+        loss.backward()
+        optimizer.step()
+        show(step, loss)
+
+
+def test_progress_bar(recorder, capsys):
+    tqdm = pytest.importorskip("tqdm")
+    recorder.start()
+    with tqdm.tqdm(total=3, disable=True) as bar:
+        loop(lambda step, loss: bar.set_postfix(loss=9.0, hits=step * 2, rate="0.1", quality=torch.tensor(0.5)))
+    run = recorder.run()
+    assert recorder.history(run, "hits") == [(0, 0), (1, 2), (2, 4)]
+    assert recorder.history(run, "quality") == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert 9.0 not in [value for _, value in recorder.history(run, "loss")]
+    assert "rate" not in run.data.metrics
+
+
+@pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tensorboardX"])
+def test_tensorboard(recorder, tmp_path, package):
+    writers = pytest.importorskip(package)
+    recorder.start()
+    writer = writers.SummaryWriter(str(tmp_path))
+
+    def show(step, loss):
+        writer.add_scalar("Loss/train", loss, step * 10)
+        if step == 2:
+            writer.add_hparams({"width": 7}, {"hparam/score": 0.25})
+
+    loop(show)
+    writer.close()
+    run = recorder.run()
+    assert recorder.history(run, "Loss/train") == [(step * 10, value) for step, value in recorder.history(run, "loss")]
+    assert recorder.history(run, "hparam/score") == [(2, 0.25)]
+    assert run.data.params["width"] == "7"
+
+
+def test_torchmetrics(recorder):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    recorder.start()
+    accuracy = torchmetrics.classification.BinaryAccuracy()
+    expected = []
+
+    def show(step, loss):
+        accuracy(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([1, 0, step % 2]))
+        expected.append((step, accuracy.compute().item()))
+
+    loop(show)
+    pickle.loads(pickle.dumps(accuracy))
+    copy.deepcopy(accuracy)
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, "accuracy") + recorder.history(run, "BinaryAccuracy") == expected
