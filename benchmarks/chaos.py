@@ -22,6 +22,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -95,6 +96,15 @@ TRAININGS = {
         time.sleep(0.002)
     """,
 }
+
+
+def _waits(spool: Path) -> bool:
+    """Whether records wait in `spool`, or it was never finished."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{spool}?mode=ro", uri=True)) as db:
+            return any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in ("records", "aside", "ids"))
+    except sqlite3.OperationalError:
+        return spool.exists()
 
 
 class Trial:
@@ -180,6 +190,20 @@ class Trial:
         self.kill(self.process.pid)
         self.process.wait()
 
+    def kill_both(self) -> None:
+        """Kill the training and every sender, in either order, one that was just being started, too."""
+        assert self.process is not None
+        both = [*self.senders(), self.process.pid]
+        self.random.shuffle(both)
+        self.kill(*both)
+        self.process.wait()
+        quiet = time.monotonic()
+        while time.monotonic() - quiet < 0.3:
+            if late := self.senders():
+                self.kill(*late)
+                quiet = time.monotonic()
+            time.sleep(0.02)
+
     def finish(self) -> None:
         """Wait for the training to end by itself."""
         assert self.process is not None
@@ -238,7 +262,13 @@ class Trial:
             time.sleep(0.1)
 
     def spools(self) -> list[Path]:
-        return list((self.folder / "spool").glob("*/spool.db"))
+        """The spools in which something waits, or that somebody empties just now.
+
+        A training killed before its first transaction leaves one without a record, and no sender: the next one on the
+        machine removes it.
+        """
+        found = (self.folder / "spool").glob("*/spool.db")
+        return [path for path in found if self.senders() or _waits(path)]
 
     def check(self, status: str) -> None:
         """Compare the store with the truth; the run must have ended with `status`."""
@@ -321,17 +351,10 @@ def both_killed(trial: Trial) -> None:
     trial.start()
     trial.until_step(trial.random.randrange(0, 120))
     time.sleep(trial.random.random() * 0.2)
-    senders = trial.senders()
-    assert trial.process is not None
-    both = [*senders, trial.process.pid]
-    trial.random.shuffle(both)
-    trial.kill(*both)
-    trial.process.wait()
-    time.sleep(trial.random.random() * 0.2)
-    trial.kill(*trial.senders())
+    trial.kill_both()
     trial.sync(twice_at_once=trial.random.random() < 0.5)
     trial.sync()
-    trial.closed_within(1.0)
+    trial.closed_within(CLOSED)
     trial.check("FAILED")
 
 
@@ -339,16 +362,14 @@ def sync_killed(trial: Trial) -> None:
     """As before, and the first ``autolog sync`` is killed in its work, too."""
     trial.start()
     trial.until_step(trial.random.randrange(20, 120))
-    assert trial.process is not None
-    trial.kill(*trial.senders(), trial.process.pid)
-    trial.process.wait()
-    trial.kill(*trial.senders())
-    sync = subprocess.Popen([sys.executable, "-m", "autolog", "sync"], cwd=trial.folder, env=trial.environ)
+    trial.kill_both()
+    command = [sys.executable, "-m", "autolog", "sync"]
+    sync = subprocess.Popen(command, cwd=trial.folder, env=trial.environ, stdout=subprocess.DEVNULL)
     time.sleep(0.8 + trial.random.random() * 1.5)
     sync.kill()
     sync.wait()
     trial.sync()
-    trial.closed_within(1.0)
+    trial.closed_within(CLOSED)
     trial.check("FAILED")
 
 

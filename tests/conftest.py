@@ -6,6 +6,7 @@ Every test reads the truth back through plain MLflow, ends unpatched, and fails 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,13 +105,37 @@ def recorder(store_uri: str) -> Recorder:
 @pytest.fixture(autouse=True)
 def _nothing_swallowed_and_unpatched() -> Iterator[None]:
     guard.reset()
+    chosen = _chosen()
     yield
     autolog.disable()
+    _choose(*chosen)
     errors = [(what, repr(error)) for what, error in guard.swallowed]
     problems = _take_problems()
     guard.reset()
     assert not errors, f"swallowed: {errors}"
     assert not problems, f"not delivered: {problems}"
+
+
+#: Where MLflow keeps what was chosen through it, besides the environment, in which processes of later tests find it.
+_CHOICES = (
+    ("mlflow.tracking.fluent", "_active_experiment_id"),
+    ("mlflow.tracking._tracking_service.utils", "_tracking_uri"),
+)
+
+
+def _chosen() -> tuple[dict[str, str], list[object]]:
+    """What is chosen through MLflow: its variables of the environment, and its own."""
+    environ = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    return environ, [getattr(sys.modules.get(module), name, None) for module, name in _CHOICES]
+
+
+def _choose(environ: dict[str, str], values: list[object]) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(environ)
+    for (module, name), value in zip(_CHOICES, values, strict=True):
+        if module in sys.modules:
+            setattr(sys.modules[module], name, value)
 
 
 def _take_problems() -> list[str]:
