@@ -240,6 +240,7 @@ _meeting = beside.Meeting(
     open_here=runtime.open_run_here,
     last=runtime.last_run,
     remote=lambda run, timeout: remote_id(run, timeout),
+    run_of=runtime.run_of,
     user_run_ends=lambda run_id: _user_run_ends(run_id),
 )
 

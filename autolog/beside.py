@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,12 +165,14 @@ class Meeting:
         open_here: Callable[[], Run | None],
         last: Callable[[], Run | None],
         remote: Callable[[Run, float], str | None],
+        run_of: Callable[[str], Run | None],
         user_run_ends: Callable[[str], None],
     ) -> None:
         self._drain = drain
         self._open_here = open_here
         self._last = last
         self._remote = remote
+        self._run_of = run_of
         self._user_run_ends = user_run_ends
 
     def patch(self, fluent: Any, stack: ExitStack) -> None:
@@ -181,6 +183,8 @@ class Meeting:
             ("_get_or_start_run", self._get_or_start_run),
             ("end_run", self._end_run),
             ("last_active_run", self._last_active_run),
+            ("log_metric", self._log_metric),
+            ("log_metrics", self._log_metrics),
         ):
             install(stack, fluent, name, wrapper, also=("mlflow", "mlflow.tracking"))
         client = sys.modules.get("mlflow.tracking._tracking_service.client")
@@ -188,6 +192,8 @@ class Meeting:
             for name in _READS:
                 if hasattr(client.TrackingServiceClient, name):
                     install(stack, client.TrackingServiceClient, name, self._read)
+            install(stack, client.TrackingServiceClient, "log_metric", self._client_log_metric)
+            install(stack, client.TrackingServiceClient, "log_batch", self._client_log_batch)
 
     def _ours(self) -> bool:
         return getattr(_local, "own", False) or threading.current_thread().name.startswith("autolog-")
@@ -221,6 +227,40 @@ class Meeting:
         # With its outputs, by which MLflow links the user's metrics to the model of the same step.
         return fluent.ActiveRun(stored)
 
+    # What the user logs under a name of ours is theirs: two sources in one curve would be a wrong one. The calls of
+    # the module are met before they look for the run, which takes until it is in the store, and its first values, too.
+
+    def _log_metric(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            guard.run("leave a metric to the user", self._claim_here, args[:1] or (kwargs.get("key"),), kwargs)
+        return wrapped(*args, **kwargs)
+
+    def _log_metrics(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            guard.run("leave metrics to the user", self._claim_here, args[0] if args else kwargs.get("metrics"), kwargs)
+        return wrapped(*args, **kwargs)
+
+    def _client_log_metric(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            guard.run("leave a metric to the user", self._claim, *_named(args, kwargs, "run_id", "key"), one=True)
+        return wrapped(*args, **kwargs)
+
+    def _client_log_batch(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not self._ours():
+            guard.run("leave metrics to the user", self._claim, *_named(args, kwargs, "run_id", "metrics"))
+        return wrapped(*args, **kwargs)
+
+    def _claim_here(self, names: Any, kwargs: Mapping[str, Any]) -> None:
+        run_id = kwargs.get("run_id") or active_run()
+        run = self._run_of(run_id) if run_id else self._open_here()
+        if run is not None:
+            run.claim([name for name in names if isinstance(name, str)])
+
+    def _claim(self, run_id: Any, named: Any, *, one: bool = False) -> None:
+        run = self._run_of(run_id)
+        if run is not None and named:
+            run.claim([named] if one else [metric.key for metric in named])
+
     def _end_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         active = None if self._ours() else guard.run("see which run ends", active_run)
         if active is not None:
@@ -237,6 +277,11 @@ class Meeting:
             return theirs
         run_id = guard.run("look up its last run", self._remote, run, READ_TIMEOUT)
         return theirs if run_id is None else _fluent().get_run(run_id)
+
+
+def _named(args: Sequence[Any], kwargs: Mapping[str, Any], *names: str) -> list[Any]:
+    """Return the arguments `names`, the first ones of a call."""
+    return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
 
 
 def _uri_of_fluent() -> str:

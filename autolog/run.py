@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,10 @@ class Run:
         dataset: what they were computed on.
         """
         self._writer.note(Points(self.key, step, time or now(), values, model, dataset.key if dataset else None))
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Leave metrics to the user, who logs them into this run by hand: from here on theirs are the only ones."""
+        self._writer.claim(self.key, names)
 
     def block(
         self, times: Sequence[int], values: Mapping[str, Sequence[float]], *, step: int = 0, first: int = 0

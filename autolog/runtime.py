@@ -193,6 +193,14 @@ def open_run_here() -> Run | None:
     return mine[-1] if mine else None
 
 
+def run_of(run_id: str) -> Run | None:
+    """Return the open run, or the one that the user's run was adopted as, that has this id in the store.
+
+    An own run is found once somebody in this process has asked for its id: nobody else here can name it.
+    """
+    return _adopted.get(run_id) or next((run for run, _ in list(_open.values()) if run.remote == run_id), None)
+
+
 def last_run() -> Run | None:
     """Return the run that was opened last."""
     return _last

@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
-from autolog.records import Block, DatasetInput, EndRun, OpenRun, Points, Record
+from autolog.records import Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
 from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ TIGHT = 1_000
 WATCH = 2.0
 #: Records kept in memory while the spool cannot be written; beyond it the oldest metric points go, counted.
 MEMORY_LIMIT = 200_000
+#: The tag that names the metrics that were recorded until the user logged metrics of the same names.
+BY_HAND = "autolog.logged_by_hand"
 #: How the folders are called that packages are installed in.
 _PACKAGES = ("site-packages", "dist-packages")
 #: How often a sender that dies by itself is started again.
@@ -102,6 +104,9 @@ class Writer:
         self._said = 0
         # What a new spool must be told, should this one be lost: the runs that are open.
         self._opened: dict[str, OpenRun] = {}
+        # Names of metrics that the user logs by hand, and those of them that were ours, too; by run.
+        self._claims: dict[str, set[str]] = {}
+        self._yielded: dict[str, set[str]] = {}
 
     # -- the training thread --------------------------------------------------------------------------------------
 
@@ -114,6 +119,10 @@ class Writer:
     def limit(self, run: str, points: int | None) -> None:
         """Keep up to so many points of each metric of a run as they are; see :mod:`autolog.coalescing`."""
         self._coalescer.budgets[run] = points
+
+    def claim(self, run: str, names: Iterable[str]) -> None:
+        """Leave metrics of a run to the user, who logs them by hand: what was noted of them and is not on disk goes."""
+        self._claims.setdefault(run, set()).update(names)
 
     def kick(self) -> None:
         """Ask for the next transaction now rather than at the end of the interval."""
@@ -426,9 +435,11 @@ class Writer:
         while queued:
             record = queued.popleft()
             if isinstance(record, Points | Block):
-                fed = guard.attempt(coalescer.feed, record)
-                # What cannot be read as numbers is refused where it is encoded.
-                backlog += fed.value if fed.value is not None else [record]
+                ours = self._unclaimed(record, backlog) if record.run in self._claims else record
+                if ours is not None:
+                    fed = guard.attempt(coalescer.feed, ours)
+                    # What cannot be read as numbers is refused where it is encoded.
+                    backlog += fed.value if fed.value is not None else [ours]
                 continue
             if isinstance(record, _Barrier):
                 backlog += coalescer.close()
@@ -436,9 +447,28 @@ class Writer:
                 self._opened[record.run] = record
             elif isinstance(record, EndRun):
                 self._opened.pop(record.run, None)
+                self._claims.pop(record.run, None)
+                self._yielded.pop(record.run, None)
                 backlog += coalescer.forget(record.run)
             backlog.append(record)
         backlog += coalescer.close(older=LONGEST)
+
+    def _unclaimed(self, record: Points | Block, backlog: list[Record | _Barrier]) -> Points | Block | None:
+        """Return `record` without the metrics that the user logs by hand, and note once for each that it is theirs."""
+        run, claims = record.run, self._claims[record.run]
+        theirs = claims.intersection(record.values)
+        if not theirs:
+            return record
+        yielded = self._yielded.setdefault(run, set())
+        if not yielded.issuperset(theirs):
+            yielded.update(theirs)
+            backlog.append(Tags(run, {BY_HAND: json.dumps(sorted(yielded))}))
+        if isinstance(record, Points):
+            values = {name: value for name, value in record.values.items() if name not in theirs}
+            return record._replace(values=values) if values else None
+        times, columns = record.take()
+        columns = {name: column for name, column in columns.items() if name not in theirs}
+        return Block(run, record.step, times, columns, 0) if columns else None
 
     def _store(self, spool: Spool, backlog: list[Record | _Barrier]) -> None:
         records = [record for record in backlog if not isinstance(record, _Barrier)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
 import mlflow
 import pytest
+from mlflow.entities import Metric
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import LinearRegression, Ridge
 
 import autolog
-from autolog import beside, guard
+from autolog import beside, guard, runtime
 from autolog.delivery import CLAIM_SECONDS
 
 X, Y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
@@ -207,3 +209,63 @@ def test_tags_are_those_of_the_training_process(recorder) -> None:
     assert tags["mlflow.user"] == getpass.getuser()
     assert tags["mlflow.runName"]
     assert tags["team"] == "penguins"
+
+
+# -- metrics that the user logs by hand under a name of ours ----------------------------------------------------------
+
+
+def test_a_metric_that_the_user_logs_is_theirs_alone(here) -> None:
+    """Two sources in one curve are a wrong curve: here, losses per step and the user's per epoch."""
+    here.start()
+    run = runtime.open_run("torch")
+    for epoch in range(3):
+        for i in range(4):
+            run.metrics({"loss": -1.0, "lr": 0.5}, step=4 * epoch + i)
+        mlflow.log_metric("loss", 10.0 * epoch, step=epoch)
+        mlflow.log_metrics({"accuracy": 0.25 * epoch}, step=epoch)
+        run.metrics({"accuracy": -1.0}, step=4 * epoch)
+    run.end()
+    runtime.closed(run)
+    found = here.run()
+    assert here.history(found, "loss") == [(0, 0.0), (1, 10.0), (2, 20.0)]
+    assert here.history(found, "accuracy") == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    assert here.history(found, "lr") == [(step, 0.5) for step in range(12)]
+    assert json.loads(found.data.tags["autolog.logged_by_hand"]) == ["accuracy", "loss"]
+
+
+def test_columns_that_still_grow_are_left_to_the_user_from_then_on(here) -> None:
+    here.start()
+    run = runtime.open_run("xgboost")
+    times, losses, errors = [1, 2], [0.5, 0.25], [0.1, 0.2]
+    block = run.block(times, {"loss": losses, "error": errors})
+    mlflow.log_metric("loss", 7.0, step=9)
+    block.take()
+    run.end()
+    runtime.closed(run)
+    found = here.run()
+    assert here.history(found, "loss") == [(9, 7.0)]
+    assert here.history(found, "error") == [(0, 0.1), (1, 0.2)]
+
+
+@pytest.mark.parametrize("how", ["log_metric", "log_batch", "module"])
+def test_what_is_logged_into_a_run_by_its_id_is_the_users_too(here, how) -> None:
+    here.start()
+    with mlflow.start_run() as active:
+        run, other = runtime.open_run("torch"), runtime.open_run("sklearn")  # The second is a child of the user's.
+        run.metrics({"loss": -1.0}, step=0)
+        other.metrics({"loss": 0.5}, step=0)
+        run_id = active.info.run_id
+        if how == "log_metric":
+            here.client.log_metric(run_id, "loss", 3.0, step=1)
+        elif how == "log_batch":
+            here.client.log_batch(run_id, metrics=[Metric("loss", 3.0, 1, 1)])
+        else:
+            mlflow.log_metrics({"loss": 3.0}, step=1, run_id=run_id)
+        run.metrics({"loss": -1.0}, step=2)
+        other.metrics({"loss": 0.25}, step=1)
+        for each in (run, other):
+            each.end()
+            runtime.closed(each)
+    found = {one.info.run_id: here.history(one, "loss") for one in here.runs()}
+    assert found.pop(run_id) == [(1, 3.0)]
+    assert list(found.values()) == [[(0, 0.5), (1, 0.25)]]
