@@ -76,6 +76,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.runs: dict[str, Facts] = {}
+        #: Ends that wait for a model to be saved, by run: how it ended is known before.
+        self.ending: dict[str, EndRun] = {}
 
     def add(self, records: Iterable[Record]) -> None:
         """Count records that are on the disk now."""
@@ -110,6 +112,7 @@ class Ledger:
             facts.pictures += 1
         elif isinstance(record, EndRun):
             facts.status = record.status
+            self.ending.pop(record.run, None)
 
     def tops(self) -> list[Facts]:
         """Return the runs that are no part of another one of this process."""
@@ -289,7 +292,7 @@ def after_cell(writer: Writer, config: Config) -> None:
     if book is None or config.silent:
         return
     writer.spooled(CELL, jobs=False)  # A few milliseconds, unless the disk is away.
-    book.add(writer.ends())
+    book.add(list(book.ending.values()))
     changed = [facts for facts in book.tops() if _take_changed(book, facts)]
     if not changed or writer.folder is None:
         return

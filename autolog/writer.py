@@ -145,11 +145,9 @@ class Writer:
     def end_later(self, record: EndRun) -> None:
         """Note the end of a run once its outstanding jobs are done."""
         self._ending[record.run] = record
+        if self.ledger is not None:
+            self.ledger.ending[record.run] = record
         self.later(record.run, "end the run", lambda: [each for each in (self._ending.pop(record.run, None),) if each])
-
-    def ends(self) -> list[EndRun]:
-        """Return the ends that wait for jobs."""
-        return list(self._ending.values())
 
     def end_runs(self) -> None:
         """Note now the ends that wait for jobs, as when the process exits before these are done."""
