@@ -45,9 +45,7 @@ class XGBoostFlavor(Flavor):
         )
         self.wrap_training(home, "cv", training.cv, opens=training.is_first_rank, rebind=True, also=names)
         patching.install(self._stack, home.CVPack, "eval", folds.evaluate)
-        patching.install(self._stack, module.Booster, "update", self._loops.update)
-        patching.install(self._stack, module.Booster, "boost", self._loops.update)
-        patching.install(self._stack, module.Booster, "eval_set", self._loops.evaluate)
+        self.on_unpatch(self._loops.patch(module.Booster))
         self.when_imported("xgboost.dask", self._patch_dask)
         base = getattr(module, "XGBModel", None)
         if base is None:

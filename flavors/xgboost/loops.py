@@ -3,12 +3,11 @@
 A run is opened by the first round outside of any ``train``, and each round is a step. It ends when the same thread
 begins another loop, or with the process: nobody says before that a loop is over. What ``eval_set`` and ``eval`` are
 asked for between two rounds are the metrics of the earlier one.
-
-``xgboost.train`` calls the same methods once a round, where one look at the scope must do.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -60,30 +59,51 @@ class Loops:
         self._may_record = may_record
         self._open: dict[int, _Loop] = {}
 
-    # -- wrappers of Booster's methods, as wrapt has them ---------------------------------------------------------
+    # -- Booster's methods ----------------------------------------------------------------------------------------
 
-    def update(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        """Wrap ``Booster.update`` and ``Booster.boost``: a round."""
-        if scope.current() is not None or not runtime.recording() or getattr(_inside, "here", False):
-            return wrapped(*args, **kwargs)
-        loop = guard.run("record a boosting loop", self._begin, instance, args, kwargs)
+    def patch(self, booster: type) -> Callable[[], None]:
+        """Watch the methods of the class ``Booster`` that train and evaluate; return what undoes it.
+
+        ``xgboost.train`` calls two of them a round, which may take some microseconds. So these are plain functions, as
+        the methods themselves are, which pickle and copy by name: reached through wrapt they would take three times
+        as long. Somebody else's wrapper around one of them stays, and so does the function inside, to no effect.
+        """
+        originals = {name: vars(booster)[name] for name in ("update", "boost", "eval_set")}
+        made = {
+            name: _around(method, self.evaluate if name == "eval_set" else self.update)
+            for name, method in originals.items()
+        }
+        for name, function in made.items():
+            setattr(booster, name, function)
+
+        def unpatch() -> None:
+            for name, function in made.items():
+                if vars(booster)[name] is function:
+                    setattr(booster, name, originals[name])
+
+        return unpatch
+
+    def update(self, method: Any, booster: Any, args: Any, kwargs: Any) -> Any:
+        """Go around ``Booster.update`` and ``Booster.boost``, outside of any training: a round."""
+        if not runtime.recording() or getattr(_inside, "here", False):
+            return method(booster, *args, **kwargs)
+        loop = guard.run("record a boosting loop", self._begin, booster, args, kwargs)
         _inside.here = True  # update calls boost where there is an objective of the user's.
         try:
-            result = wrapped(*args, **kwargs)
+            result = method(booster, *args, **kwargs)
         finally:
             _inside.here = False
         if loop is not None:
             guard.run("record a boosting round", self._round, loop, args, kwargs)
         return result
 
-    def evaluate(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        """Wrap ``Booster.eval_set``, which ``eval`` calls: the scores of the last round."""
-        result = wrapped(*args, **kwargs)
-        if self._open and scope.current() is None:
-            loop = self._open.get(id(instance))
-            if loop is not None and runtime.recording():
-                evals = args[0] if args else kwargs.get("evals")
-                guard.run("record what a round scored", self._scored, loop, result, evals)
+    def evaluate(self, method: Any, booster: Any, args: Any, kwargs: Any) -> Any:
+        """Go around ``Booster.eval_set``, which ``eval`` calls, outside of any training: what a round scored."""
+        result = method(booster, *args, **kwargs)
+        loop = self._open.get(id(booster))
+        if loop is not None and runtime.recording():
+            evals = args[0] if args else kwargs.get("evals")
+            guard.run("record what a round scored", self._scored, loop, result, evals)
         return result
 
     # -- what they say --------------------------------------------------------------------------------------------
@@ -164,3 +184,16 @@ class Loops:
 
 
 _inside = threading.local()
+
+
+def _around(method: Callable[..., Any], recorded: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that is `recorded` where no training call is under way."""
+    current = scope.current
+
+    @functools.wraps(method)
+    def around(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if current() is not None:
+            return method(self, *args, **kwargs)
+        return recorded(method, self, args, kwargs)
+
+    return around

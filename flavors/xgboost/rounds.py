@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from time import time_ns
 from typing import Any
 
 from autolog import guard
@@ -65,7 +67,8 @@ class Rounds:
         self._datasets = datasets or {}
         self._checkpointer = checkpointer
         self._by_rounds = checkpointer is not None and checkpointer.by_rounds
-        self._look_at = 0
+        #: From when on (milliseconds since the epoch) a round is looked at closer.
+        self._look_at: float = 0
         self._first = first
         self._more = more
         self._continues = continues
@@ -95,41 +98,64 @@ class Rounds:
             # It raises for parameters that training is about to refuse.
             self.start = int(guard.attempt(model.num_boosted_rounds).value or 0)
 
-    def end_round(self, model: Any, history: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    def end_round(self, model: Any, _epoch: int, history: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Say what the last round scored, and take a checkpoint where one is due.
 
         history: evaluation name -> metric -> one value per round (for ``cv`` a pair of mean and deviation).
         """
+        # A round may take some microseconds only; what most rounds need is here, what few need is in _look_closer.
         times = self._times
         number = len(times) + 1
+        time = time_ns() // 1_000_000
+        if time >= self._look_at:
+            self._look_closer(model, history, number, time)
+            return
+        for metrics in history.values():
+            for values in metrics.values():
+                if len(values) != number:
+                    self._look_closer(model, history, number, time)
+                    return
+        times.append(time)
+        block = self._block
+        if block is None or block.taken is not None:
+            self._next_block()
+
+    def _look_closer(self, model: Any, history: Mapping[str, Mapping[str, list[Any]]], number: int, time: int) -> None:
+        """End round `number` (from 1), where it may be the first, an uneven one, or one for a checkpoint."""
         if number == 1:
             self._begin_series(model, history)
+        if self._even and any(len(values) != number for metrics in history.values() for values in metrics.values()):
+            self._even = False
+            self._close_block()
+            self._go_on_singly(number)
+        self._look_at = self._look_next(time)
+        if self._checkpointer is not None and self._checkpointer.due(number):
+            self._close_block()
+            self._times.append(time)
+            if self._take_checkpoint(model, history):
+                return
+        else:
+            self._times.append(time)
         if self._even:
-            for metrics in history.values():
-                for values in metrics.values():
-                    if len(values) != number:
-                        self._even = False
-            if not self._even:
-                self._close_block()
-                self._go_on_singly(number)
-        time = now()
-        if time >= self._look_at or self._by_rounds:
-            self._look_at = time + _PAUSE
-            if self._checkpointer is not None and self._checkpointer.due(number):
-                self._close_block()
-                times.append(time)
-                if self._take_checkpoint(model, history):
-                    return
-                times.pop()
-        times.append(time)
-        if not self._even:
+            self._next_block()
+        else:
             self._say_round(history, set())
-        elif self._lists:
-            block = self._block
-            if block is None:
-                self._open_block(self._next)
-            elif block.taken is not None:
-                self._open_block(block.taken)
+
+    def _look_next(self, time: int) -> float:
+        """Return when the next round is that needs more than a note, milliseconds since the epoch."""
+        if not self._even or self._by_rounds:
+            return 0
+        return math.inf if self._checkpointer is None else time + _PAUSE
+
+    def _next_block(self) -> None:
+        """See that the round that was added last is in a block."""
+        block = self._block
+        if not self._lists:
+            return
+        if block is None:
+            self._open_block(self._next)
+        elif block.taken is not None:
+            self._open_block(block.taken)
 
     def _begin_series(self, model: Any, history: Mapping[str, Mapping[str, list[Any]]]) -> None:
         self.model = model
@@ -299,14 +325,12 @@ def _callback_class() -> Any:
 
         def __init__(self, rounds: Rounds) -> None:
             self._rounds = rounds
+            # Not a method, which would take as long again as it. What it returns, None, does not stop training.
+            self.after_iteration = partial(guard.run, "record a boosting round", rounds.end_round)
 
         def before_training(self, model: Any) -> Any:
             guard.run("see where training begins", self._rounds.begin, model)
             return model
-
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            guard.run("record a boosting round", self._rounds.end_round, model, evals_log)
-            return False
 
     return Recorder
 
