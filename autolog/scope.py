@@ -57,6 +57,8 @@ _inherited: weakref.WeakKeyDictionary[threading.Thread, Scope] = weakref.WeakKey
 _host: contextvars.ContextVar[Host | None] = contextvars.ContextVar("autolog_host", default=None)
 _inherited_hosts: weakref.WeakKeyDictionary[threading.Thread, Host] = weakref.WeakKeyDictionary()
 _muted: contextvars.ContextVar[int] = contextvars.ContextVar("autolog_muted", default=0)
+#: One of each :func:`muted` in force, of whichever thread: while it is empty, nobody needs to look at its own.
+mutes: set[object] = set()
 
 
 def current() -> Scope | None:
@@ -105,10 +107,12 @@ def hosted(by: Host) -> Iterator[None]:
 @contextmanager
 def muted() -> Iterator[None]:
     """Record nothing that this thread (or task) calls meanwhile; may be nested."""
-    token = _muted.set(_muted.get() + 1)
+    token, mark = _muted.set(_muted.get() + 1), object()
+    mutes.add(mark)
     try:
         yield
     finally:
+        mutes.discard(mark)
         _muted.reset(token)
 
 

@@ -49,12 +49,13 @@ class TorchFlavor(Flavor):
             register_optimizer_step_pre_hook,
         )
 
-        muted = scope._muted.get
         wrapped_step = Optimizer.profile_hook_step(lambda: None).__code__
         recorder = self._recorder = self._recorder or Recorder(wrapped_step)
 
         compiling = module.compiler.is_dynamo_compiling
         threads = recorder.threads
+        after_step, run = recorder.after_step, guard.run
+        mutes, muted = scope.mutes, scope.is_muted
 
         # Each step: as little as can be, and nothing that could raise, outside of guard.run.
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -62,7 +63,7 @@ class TorchFlavor(Flavor):
                 return
             pending = threads.pending
             if pending.depth or len(args) != 1 or kwargs:
-                guard.run("note an optimizer step", recorder.before_step, optimizer, pending)
+                run("note an optimizer step", recorder.before_step, optimizer, pending)
             else:
                 pending.depth = 1
                 pending.stepping = id(optimizer)
@@ -74,10 +75,10 @@ class TorchFlavor(Flavor):
             if pending.depth > 1:
                 pending.depth -= 1
                 return
-            pending.depth = pending.stepping = 0
+            pending.depth = 0
             pending.searching = False
-            if runtime.enabled and not muted():
-                guard.run("record an optimizer step", recorder.after_step, optimizer, pending)
+            if runtime.enabled and not (mutes and muted()):
+                run("record an optimizer step", after_step, optimizer, pending)
             else:
                 pending.clear()
 
@@ -105,7 +106,8 @@ class TorchFlavor(Flavor):
         inside_backward = torch._C._current_graph_task_id
         tensor_backward = torch.Tensor.backward.__code__
         threads = recorder.threads
-        muted = scope._muted.get
+        mutes, muted = scope.mutes, scope.is_muted
+        run, frame_at = guard.run, sys._getframe
 
         @functools.wraps(original)
         def backward(
@@ -116,25 +118,31 @@ class TorchFlavor(Flavor):
             grad_variables: Any = None,
             inputs: Any = None,
         ) -> None:
-            # A backward inside a backward recomputes activations; weighted outputs are no loss.
+            # Weighted outputs are no loss.
             if (
                 compiling()
                 or grad_tensors is not None
                 or grad_variables is not None
-                or inside_backward() != -1
                 or not runtime.enabled
-                or muted()
+                or (mutes and muted())
             ):
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
                 return
             pending = threads.pending
-            before = pending.count
-            # In front of it, since it frees the graph.
-            guard.run("record a loss", pending.see, tensors, sys._getframe(1), tensor_backward)
+            try:
+                caller = frame_at(2)
+            except ValueError:
+                caller = None
+            # In front of it, since it frees the graph. A backward inside a backward recomputes activations; that is
+            # never at a line that is known for its losses.
+            kept = run("record a loss", pending.see_again, tensors, caller)
+            if not kept and inside_backward() == -1:
+                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward)
             try:
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             except BaseException:
-                pending.forget(before)
+                if kept:
+                    pending.forget(kept)
                 if pending.training is not None:
                     pending.training.failed = True
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flavors.torch.sites import Site, find, known_sites
@@ -17,6 +18,7 @@ from flavors.torch.values import Later
 if TYPE_CHECKING:
     from types import FrameType
 
+    from flavors.torch.optimizers import Entry
     from flavors.torch.training import Training
 
 #: Backwards without any optimizer step after which nothing is kept: then no optimizer of torch's is in use.
@@ -36,31 +38,46 @@ class Pending:
 
     __slots__ = (
         "_tensor",
+        "_unused",
         "clipped",
         "count",
         "depth",
+        "entry",
         "functions",
         "losses",
         "passes",
         "searching",
         "seen_in",
+        "site",
+        "sole",
         "stepped",
         "stepping",
         "training",
         "unscaled",
+        "value",
     )
 
-    def __init__(self, tensor: Any) -> None:
+    def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
+        """tensor: ``torch.Tensor``; unused: see :attr:`_unused`."""
         self._tensor = tensor
+        #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
+        self._unused = unused
         self.losses: dict[Site, list[Kept]] = {}
+        #: How many :attr:`losses` holds.
         self.count = 0
+        #: Instead of them, where there is only one, at :attr:`site`: that, and its :attr:`value`.
+        self.sole: Site | None = None
+        self.value = 0.0
+        #: The last line of the user's that calls ``backward`` itself, where its losses are no quotients or products.
+        self.site: Site | None = None
         #: id of the optimizer whose step is under way, the outermost where one calls another's.
         self.stepping = 0
         self.depth = 0
         #: Whether its step evaluates the loss several times (LBFGS); then the first one is what `step` returns.
         self.searching = False
-        #: The training that stepped last in this thread.
+        #: The training that stepped last in this thread, and the optimizer, where the next is likely to be the same.
         self.training: Training | None = None
+        self.entry: Entry | None = None
         #: The training that was under way when the first of :attr:`losses` was kept.
         self.seen_in: Training | None = None
         #: What the user's clipping returned since the last step, the norm of the gradients.
@@ -74,32 +91,60 @@ class Pending:
         #: The loader passes under way in this thread, outermost first.
         self.passes: list[Any] = []
 
-    def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> None:
-        """Keep what is about to be differentiated, where it is a loss.
+    def see_again(self, tensors: Any, caller: FrameType | None) -> int:
+        """Keep a loss of the steady state: the first of its step, at the same line as the last; return 1, else 0.
 
-        Each step, so this does little; the machine's caches are cold here, every line costs five times what it does
-        alone.
+        Each step, so this does as little as can be: the machine's caches are cold here, and each function, object or
+        call into torch that is touched costs ten times what it does alone.
+
+        caller: of what called ``torch.autograd.backward``, which is ``Tensor.backward`` if it is at that line.
+        """
+        site = self.site
+        if (
+            site is None
+            or caller is None
+            or caller.f_lasti != site.offset
+            or caller.f_code is not site.code
+            or self.sole is not None
+            or self.losses
+            or type(tensors) is not self._tensor
+            or not tensors.is_cpu
+        ):
+            return 0
+        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
+        self.value = tensors.item()
+        self.sole = site
+        training = self.training
+        self.seen_in = None if training is None or training.ended else training
+        return 1
+
+    def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> int:
+        """Keep what is about to be differentiated, where it is a loss; return how many losses were kept.
 
         frame: the caller of ``torch.autograd.backward``; tensor_backward: the code of ``Tensor.backward``.
         """
         method = frame.f_code is tensor_backward
         if method and frame.f_back is not None:
             frame = frame.f_back
+        self._unfold()
         if self.losses and not self.depth and self._thrown_away():
             self.clear()
+        before = self.count if self.losses else 0
         site = known_sites.get((id(frame.f_code), frame.f_lasti)) or find(frame, "backward", method=method)
-        if type(tensors) is self._tensor and tensors.is_cpu and site.plain >= _PLAIN and site not in self.losses:
-            # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
-            if not self.losses:
-                self.count = 0
-                self.seen_in = None if (training := self.training) is None or training.ended else training
-            self.losses[site] = [tensors.item()]
-            self.count += 1
-        elif isinstance(tensors, list | tuple):
+        if isinstance(tensors, list | tuple):
             for i, tensor in enumerate(tensors):
                 self._keep(site.part(i), tensor)
         else:
             self._keep(site, tensors)
+            here = method and frame.f_code is site.code and frame.f_lasti == site.offset
+            self.site = site if here and site.plain >= _PLAIN else None
+        return max(0, self.count - before)
+
+    def _unfold(self) -> None:
+        site, self.sole = self.sole, None
+        if site is not None:
+            self.losses[site] = [self.value]
+            self.count = 1
 
     def _thrown_away(self) -> bool:
         """Return whether no step will use the gradients of what is kept.
@@ -109,11 +154,14 @@ class Pending:
         """
         training = self.training
         if training is None:
-            return False
-        return self.seen_in is training if training.ended else training.gradients_reset()
+            return self._unused()
+        if training.ended:
+            return self.seen_in is training or self._unused()
+        return training.gradients_reset()
 
     def _keep(self, site: Site, tensor: Any) -> None:
         kept = self.losses.get(site)
+        first = kept is None
         if kept is None:
             if not self.losses:
                 self.count = 0
@@ -124,36 +172,41 @@ class Pending:
         elif self.count > _LIMIT:
             self.losses.clear()
             return
-        self.count += 1
         if not isinstance(tensor, self._tensor) or tensor.numel() != 1:
             return
         value = tensor.item() if tensor.is_cpu else _later(tensor)
         if value is None or type(value) is complex:
             return
-        node = tensor.grad_fn
-        kind = type(node).__name__
-        if kind == "DivBackward0" or kind == "MulBackward0":
-            value = (value, *_root(node, kind))
-            site.plain = _NEVER
-        elif type(value) is float:
-            site.plain += 1
+        if not (first and site.plain >= _PLAIN and type(value) is float):
+            node = tensor.grad_fn
+            kind = type(node).__name__
+            if kind == "DivBackward0" or kind == "MulBackward0":
+                value = (value, *_root(node, kind))
+                site.plain = _NEVER
+            elif type(value) is float:
+                site.plain += 1
         kept.append(value)
+        self.count += 1
         self.losses[site] = kept
 
-    def forget(self, count: int) -> None:
-        """Take back the last of what was kept, as its backward raised; count: :attr:`count` before."""
-        if self.count > count:
-            for site, kept in reversed(list(self.losses.items())):
-                del kept[-1]
-                self.count -= 1
-                if not kept:
-                    del self.losses[site]
-                if self.count <= count:
-                    return
+    def forget(self, kept: int) -> None:
+        """Take back the last of what was kept, as its backward raised; kept: how many."""
+        if self.sole is not None:
+            self.sole = None
+            return
+        left = self.count - kept
+        for site, held in reversed(list(self.losses.items())):
+            if self.count <= left:
+                return
+            del held[-1]
+            self.count -= 1
+            if not held:
+                del self.losses[site]
 
     def clear(self) -> None:
         """Forget what is kept."""
         self.losses.clear()
+        self.sole = None
         self.count = 0
         self.clipped = None
         self.unscaled = False
@@ -168,6 +221,7 @@ class Pending:
 
     def take(self) -> dict[Site, Any]:
         """Return the loss of each site, a float or :class:`Later`, and forget them."""
+        self._unfold()
         taken, self.losses, self.count = self.losses, {}, 0
         self.unscaled = False
         found: dict[Site, Any] = {}
@@ -183,10 +237,10 @@ class Pending:
 
 
 class Threads(threading.local):
-    """Each thread's :class:`Pending`. tensor: ``torch.Tensor``."""
+    """Each thread's :class:`Pending`; arguments as it has them."""
 
-    def __init__(self, tensor: Any) -> None:
-        self.pending = Pending(tensor)
+    def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
+        self.pending = Pending(tensor, unused)
 
 
 def _later(tensor: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,10 +41,11 @@ class Entry:
     """
 
     __slots__ = (
+        "alive",
+        "apart",
         "clips",
+        "due",
         "kept",
-        "last_row",
-        "later",
         "learning_rates",
         "module",
         "name",
@@ -77,15 +78,15 @@ class Entry:
         self.learning_rates: list[str] = []
         #: The whole model that it trains a part of.
         self.root: Root | None = None
-        #: (names, values, step, time) of its last update.
-        self.last_row: tuple[Sequence[str], Sequence[Any], int, int] | None = None
-        #: The same in one dict, where a device still computes some; then :attr:`last_row` is None.
-        self.later: tuple[dict[str, Any], int, int] | None = None
+        #: (values, step, time) of its last update, where that is not the last of :attr:`series`.
+        self.apart: tuple[dict[str, Any], int, int] | None = None
         #: What its updates are recorded in while each has the same metrics, all of them numbers.
         self.series: Series | None = None
         #: The only loss of such an update, and (sum, count) of it over the epoch.
         self.site: Site | None = None
         self.sum: list[float] = [0.0, 0.0]
+        #: Until when nothing but a row is to be made of such updates, in milliseconds.
+        self.due = 0.0
         #: Whether the user's own clipping says the norm of the gradients.
         self.clips = False
         self.sampler: Sampler | None = None
@@ -94,15 +95,16 @@ class Entry:
         #: (class name, state, parameter groups) of the optimizer, which is dead when the last checkpoint is taken.
         self.kept: tuple[str, Any, list[dict[str, Any]]] | None = None
         self.origin: Origin | None = None
+        #: :attr:`number` while the optimizer is alive, then 0: another may have the same identity by then.
+        self.alive = self.number
         self.optimizer = weakref.ref(optimizer, lambda _: died(self))
 
     @property
     def last(self) -> tuple[dict[str, Any], int, int] | None:
         """(values, step, time) of its last update."""
-        if self.last_row is None:
-            return self.later
-        names, values, step, at = self.last_row
-        return dict(zip(names, values, strict=True)), step, at
+        if self.apart is not None or self.series is None:
+            return self.apart
+        return self.series.last
 
     def keep(self, optimizer: Optimizer) -> None:
         """Hold the optimizer's state, but not the optimizer; again whenever it has got another one."""
@@ -136,6 +138,7 @@ class Registry:
         number = id(optimizer)
 
         def died(entry: Entry) -> None:
+            entry.alive = 0
             # A new optimizer may have got the identity of the dead one before this is called.
             if self._entries.get(number) is entry:
                 del self._entries[number]
@@ -148,6 +151,14 @@ class Registry:
         """Return the living optimizers made in `thread` that have not stepped yet, oldest first."""
         found = [e for e in list(self._entries.values()) if e.thread == thread and e.training is None and not e.refused]
         return [entry for entry in found if entry.optimizer() is not None]
+
+    def unused(self) -> bool:
+        """Return whether there are such optimizers in this thread, none of whose parameters has a gradient.
+
+        What was differentiated is in no step of theirs then: the gradients were reset, as for a second attempt.
+        """
+        waiting = self.waiting(threading.get_ident())
+        return bool(waiting) and all(p.grad is None for entry in waiting for p in entry.parameters())
 
 
 def owner(params: Any) -> Module | None:

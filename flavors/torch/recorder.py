@@ -30,7 +30,7 @@ class Recorder:
         self._searching = torch.optim.LBFGS
         self._tensor = torch.Tensor
         self.registry = Registry(self._died)
-        self.threads = Threads(torch.Tensor)
+        self.threads = Threads(torch.Tensor, self.registry.unused)
         self.passes = Passes(self.threads)
         self._trainings: list[Training] = []
 
@@ -49,30 +49,29 @@ class Recorder:
     def after_step(self, optimizer: Optimizer, pending: Pending) -> None:
         """Record a step that succeeded."""
         pending.stepped += 1
-        entry = self.registry.get(optimizer)
+        entry = pending.entry
+        if entry is None or entry.alive != id(optimizer):
+            entry = self.registry.get(optimizer)
         training = entry.training if entry is not None else None
-        if entry is not None and entry.site is not None and training is not None:
-            # In the steady state, nothing is done here that need not be.
-            taken = pending.losses
-            kept = taken.get(entry.site)
-            if (
-                kept is not None
-                and len(kept) == len(taken) == 1
-                and type(kept[0]) is float
-                and not training.ended
-                and training.record_again(entry, optimizer, kept[0], pending)
-            ):
-                pending.training = training
-                pending.losses = {}
-                pending.count = 0
-                return
+        # In the steady state, nothing is done here that need not be.
+        if (
+            entry is not None
+            and training is not None
+            and pending.sole is not None
+            and pending.sole is entry.site
+            and training.record_again(entry, optimizer, pending)
+        ):
+            pending.sole = pending.clipped = None
+            if pending.entry is not entry:
+                pending.entry, pending.training = entry, training
+            return
         norm, pending.clipped = pending.clipped, None
         losses = pending.take()
         if entry is None or training is None or training.ended:
             entry, training = self._join(optimizer, entry, pending)
             if entry is None or training is None:
                 return
-        pending.training = training
+        pending.entry, pending.training = entry, training
         training.record(entry, optimizer, losses, norm)
 
     def clipped(self, args: Any, kwargs: Any, norm: Any) -> None:
@@ -89,9 +88,11 @@ class Recorder:
         """Note that the gradients of `optimizer` are zero: what was differentiated before is in no update of its."""
         pending = self.threads.pending
         training = pending.training
-        if not pending.losses or pending.depth or training is None or len(training.entries) != 1:
-            return  # Of several optimizers, the loss may be another's.
-        if training.entries[0].optimizer() is optimizer:
+        if pending.depth or (pending.sole is None and not pending.losses):
+            return
+        known = self.registry.waiting(threading.get_ident()) if training is None or training.ended else training.entries
+        # Of several optimizers, the loss may be another's.
+        if len(known) == 1 and known[0].optimizer() is optimizer:
             pending.clear()
 
     def _is_under_way(self, optimizer: int) -> bool:

@@ -19,16 +19,18 @@ _SILENT = {"CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL", "KW_NAMES", "RESUME"
 
 
 class Site:
-    """One call in the user's code. `names`: what its operands are called there, outermost first; may be empty.
+    """One call in the user's code, the instruction at `offset` of `code`.
 
+    names: what its operands are called there, outermost first; may be empty.
     divisor: the number of micro-batches that this site is known to divide its loss by.
     plain: how many of its losses were seen to be neither a quotient nor a product; negative once one was.
     """
 
-    __slots__ = ("_parts", "code", "divisor", "names", "plain")
+    __slots__ = ("_parts", "code", "divisor", "names", "offset", "plain")
 
-    def __init__(self, code: CodeType, names: tuple[str, ...]) -> None:
+    def __init__(self, code: CodeType, offset: int, names: tuple[str, ...]) -> None:
         self.code = code
+        self.offset = offset
         self.names = names
         self.divisor = 0
         self.plain = 0
@@ -42,7 +44,7 @@ class Site:
     def part(self, index: int) -> Site:
         """Return the site that stands for the operand number `index` of a call with several."""
         while len(self._parts) <= index:
-            self._parts.append(Site(self.code, self.names[len(self._parts) : len(self._parts) + 1]))
+            self._parts.append(Site(self.code, self.offset, self.names[len(self._parts) : len(self._parts) + 1]))
         return self._parts[index]
 
 
@@ -69,7 +71,7 @@ def find(frame: FrameType, attribute: str, *, method: bool) -> Site:
         at = at.f_back
     at = at or frame
     names = _names(at.f_code, at.f_lasti, attribute, method and at is frame)
-    made = known_sites[(id(at.f_code), at.f_lasti)] = Site(at.f_code, names)
+    made = known_sites[(id(at.f_code), at.f_lasti)] = Site(at.f_code, at.f_lasti, names)
     return made
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime
@@ -192,13 +194,11 @@ class Training:
         at = now()
         if entry is self._leader:
             key = self._look(entry, step, values, at)
-        entry.last_row = (tuple(values), tuple(values.values()), step, at)
+        entry.apart = (values, step, at)
         entry.site = None
         if later:
             self._later += 1
             self._drain.add(values, step, at, key, tuple(self._names[site] for site in losses))
-            entry.last_row = None
-            entry.later = (values, step, at)
         elif key is not None:
             self.run.metrics(values, step=step, time=at, model=key)
         elif values:
@@ -207,50 +207,73 @@ class Training:
                 if series is not None:
                     series.close()
                 series = entry.series = Series(self.run, tuple(values), step)
-            series.add(tuple(values.values()), at)
+            series.add((*values.values(), at))
+            entry.apart = None
             if len(losses) == 1 and len(values) == 1 + len(groups) + entry.clips:
                 (only,) = losses
                 entry.site = only
                 entry.sum = self.sums[self._names[only]]
+                entry.due = 0
         self._sample(entry, optimizer, step, at)
 
-    def record_again(self, entry: Entry, optimizer: Optimizer, loss: float, pending: Pending) -> bool:
+    def record_again(self, entry: Entry, optimizer: Optimizer, pending: Pending) -> bool:
         """Record an update like the one before, with one loss, a number; return False where it is not like that."""
-        step = entry.steps
         series = entry.series
-        values = [loss]
-        for group in optimizer.param_groups:
-            rate = group.get("lr")
+        if series is None:
+            return False
+        loss = pending.value
+        groups = optimizer.param_groups
+        row: tuple[Any, ...]
+        if len(groups) == 1 and pending.clipped is None:
+            rate = groups[0].get("lr")
             if type(rate) is not float:
                 return False
-            values.append(rate)
-        norm = pending.clipped
-        if norm is not None:
-            if not entry.clips or not norm.is_cpu:
-                return False
-            values.append(norm.item())
-        if series is None or series.next != step or len(values) != len(series.names):
-            return False
-        at = time.time_ns() // 1_000_000
-        if at >= self._look_at and entry is self._leader:
-            key = self._look(entry, step, dict(zip(series.names, values, strict=True)), at)
+            at = time_ns() // 1_000_000
+            row = (loss, rate, at)
         else:
-            key = None
-        pending.clipped = None
+            rates = [group.get("lr") for group in groups]
+            norms = []
+            if pending.clipped is not None:
+                if not pending.clipped.is_cpu:
+                    return False
+                norms = [pending.clipped.item()]
+            if any(type(rate) is not float for rate in rates):
+                return False
+            at = time_ns() // 1_000_000
+            row = (loss, *rates, *norms, at)
+        if len(row) != series.width:
+            return False
+        if at >= entry.due:
+            self._see_to(entry, optimizer, dict(zip(series.names, row, strict=False)), at)
+        step = entry.steps
         entry.steps = step + 1
-        entry.last_row = (series.names, values, step, at)
         total = entry.sum
         total[0] += loss
         total[1] += 1
-        self.failed = False
-        if key is not None:
-            self.run.metrics(dict(zip(series.names, values, strict=True)), step=step, time=at, model=key)
-        else:
-            series.add(values, at)
-        sampler = entry.sampler
-        if sampler is not None and at >= sampler.due:
-            self._sample(entry, optimizer, step, at)
+        if entry.apart is None:
+            series.add(row)
+        if self.failed:
+            self.failed = False
         return True
+
+    def _see_to(self, entry: Entry, optimizer: Optimizer, values: dict[str, Any], at: int) -> None:
+        """Do what is due in between: take a checkpoint of update :attr:`Entry.steps`, measure its gradients.
+
+        With a checkpoint, the update's values are recorded here, linked to it, and the next one is looked at anew.
+        """
+        step = entry.steps
+        leads = entry is self._leader
+        key = None
+        if leads and at >= self._look_at:
+            entry.steps = step + 1
+            key = self._look(entry, step, values, at)
+            entry.steps = step
+        if key is not None:
+            self.run.metrics(values, step=step, time=at, model=key)
+            entry.apart = (values, step, at)
+            entry.site = None
+        self._sample(entry, optimizer, step, at)
+        entry.due = min(self._look_at if leads else math.inf, math.inf if entry.sampler is None else entry.sampler.due)
 
     def _look(self, entry: Entry, step: int, values: dict[str, Any], at: int) -> str | None:
         """Let a checkpoint be taken where one is due: asked at each step, or where time decides now and then."""
@@ -258,6 +281,12 @@ class Training:
         by_steps = self.run.config.checkpoints.interval[1] == "step"
         self._look_at = 0 if by_steps or key is not None else at + _LOOK
         return key
+
+    def _look_soon(self) -> None:
+        """Look at the next update whether a checkpoint is due, or one is to be handed over."""
+        self._look_at = 0
+        if self._leader is not None:
+            self._leader.due = 0
 
     def _sample(self, entry: Entry, optimizer: Optimizer, step: int, at: int) -> None:
         """Measure the norm of the gradients, where that is due."""
@@ -317,8 +346,9 @@ class Training:
         values: dict[str, Any] = {"epoch": float(self.checkpoints.epochs)}
         sums, self.sums = self.sums, {}
         for other in self.entries:
-            other.site = None  # Adds to the sums of the epoch before.
-        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items()})
+            if other.site is not None:
+                other.sum = self.sums.setdefault(self._names[other.site], [0.0, 0.0])
+        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items() if count})
         if walked.correct[1] is not None:
             values["accuracy"] = _ratio(*walked.correct)
         seconds = time.perf_counter() - walked.started
@@ -327,7 +357,7 @@ class Training:
             values["data_wait_share"] = min(1.0, walked.waited / seconds)
         self._said.update(values)
         key = self.checkpoints.epoch_ended(entry)
-        self._look_at = 0
+        self._look_soon()
         later, self._later = self._later, 0
         if later or any(type(value) is Later for value in values.values()):
             self._drain.add(values, step, at, key, None)
@@ -355,7 +385,7 @@ class Training:
             values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
         self._said.update(values)
         key = self.checkpoints.evaluated(entry, values, step, at)
-        self._look_at = 0
+        self._look_soon()
         if any(type(value) is Later for value in values.values()):
             self._drain.add(values, step, at, key)
         else:
@@ -441,7 +471,7 @@ class Training:
         for root in self.roots:
             root.module = None
         for entry in self.entries:
-            entry.probe = entry.root = entry.last_row = entry.later = entry.kept = None
+            entry.probe = entry.root = entry.apart = entry.kept = None
             entry.series = entry.site = entry.sampler = None
 
 
