@@ -6,6 +6,7 @@ Limits and field names are those of ``mlflow.utils.validation`` (MLflow 3): 250 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -43,6 +44,21 @@ class Batch:
         self.uncertain = False
 
 
+class Names:
+    """The keys of one run as MLflow takes them, such that two that differ only in what it does not take stay two."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def key(self, name: str) -> str:
+        """Return the key of `name`: :func:`clean_key`, with six hex digits of the name's hash where that is taken."""
+        key = clean_key(name)
+        if self._said.setdefault(key, name) == name:
+            return key
+        mark = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=3).hexdigest()
+        return f"{cut(key, KEY_LIMIT - 7)}_{mark}"
+
+
 class RunBatches:
     """Sends the batches of one run.
 
@@ -62,6 +78,9 @@ class RunBatches:
         self._lost = lost
         self._said = said
         self._params: set[str] = set()
+        self._param_names = Names()
+        #: The keys of its metrics.
+        self.metric_names = Names()
 
     def send(self, batch: Batch) -> None:
         """Send all of `batch`.
@@ -135,7 +154,7 @@ class RunBatches:
                 f"run {self._run_id} has more than {MOST_PARAMS:,} parameters, which MLflow would take long to store; "
                 f"the others are in its artifact {MORE_PARAMS}"
             )
-        return [Param(clean_key(k), cut(v, PARAM_LIMIT)) for k, v in taken.items()]
+        return [Param(self._param_names.key(k), cut(v, PARAM_LIMIT)) for k, v in taken.items()]
 
     def _keep(self, path: str, values: dict[str, str]) -> None:
         """Put `values` into a JSON artifact, beside those that are in it already."""

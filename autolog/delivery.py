@@ -25,9 +25,9 @@ from autolog.batches import (
     PARAM_LIMIT,
     TAG_LIMIT,
     Batch,
+    Names,
     RunBatches,
     RunGoneError,
-    clean_key,
     clean_text,
     cut,
     is_gone,
@@ -431,11 +431,12 @@ class Delivery:
             )
             if found:
                 return found[0]
+        names = Names()
         return client.create_logged_model(
             experiment_id,
             name=record.name,
             source_run_id=run_id,
-            params={clean_key(k): cut(clean_text(v), PARAM_LIMIT) for k, v in record.params.items()},
+            params={names.key(clean_text(k)): cut(clean_text(v), PARAM_LIMIT) for k, v in record.params.items()},
             tags={**record.tags, MODEL_KEY: record.model},
         )
 
@@ -565,14 +566,15 @@ class Delivery:
 
     def _metrics(self, record: Points) -> Iterable[Metric]:
         model = self._spool.lookup(f"model:{record.model}") if record.model else None
-        _, run_id, detail = self._where(record.run)
+        client, run_id, detail = self._where(record.run)
+        names = self._to(client, run_id).metric_names
         name, digest = record.dataset or (None, None)
         if _is_file_store(detail):
             # MLflow's file store reads a metric that is linked to a dataset back as one of step 0.
             name = digest = None
         for key, value in record.values.items():
             yield Metric(
-                key=clean_key(key),
+                key=names.key(key),
                 value=value,
                 timestamp=record.time,
                 step=record.step,

@@ -10,7 +10,8 @@ import pytest
 
 import autolog
 from autolog import runtime
-from autolog.delivery import absolute_uri, clean_key, without_credentials
+from autolog.batches import clean_key
+from autolog.delivery import absolute_uri, without_credentials
 
 
 @pytest.fixture

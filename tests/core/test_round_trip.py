@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from autolog import runtime
 from autolog.batches import LONG_PARAMS, clean_key, clean_text
 from autolog.delivery import Delivery
 from autolog.records import EndRun, OpenRun, Params, Points, Record, Tags, Text, now
@@ -46,6 +48,15 @@ def stored(value: float) -> str:
     return repr(value + 0.0)
 
 
+def stored_key(name: str, said: dict[str, str]) -> str:
+    """The key of a name; one that is the same only in MLflow's alphabet has its hash behind it."""
+    key = clean_key(name)
+    if said.setdefault(key, name) == name:
+        return key
+    mark = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=3).hexdigest()
+    return (key if len(key) <= 243 else key[:240] + "...") + "_" + mark
+
+
 @settings(
     max_examples=int(os.environ.get("AUTOLOG_TEST_EXAMPLES", "8")),
     database=None,
@@ -62,6 +73,8 @@ def test_what_goes_in_comes_out(said, rows: int, again: bool, store_uri: str, tm
     run_key, at = uuid.uuid4().hex, now()
     records: list[Record] = [OpenRun(run_key, at, store_uri, "round-trip", None, str(folder))]
     points: dict[str, set[tuple[int, int, str]]] = {}
+    metric_names: dict[str, str] = {}
+    param_names: dict[str, str] = {}
     params: dict[str, str] = {}
     tags: dict[str, str] = {}
     texts: dict[str, str] = {}
@@ -70,11 +83,11 @@ def test_what_goes_in_comes_out(said, rows: int, again: bool, store_uri: str, tm
             values, step = what
             records.append(Points(run_key, step, at + i, values))
             for name, value in values.items():
-                points.setdefault(clean_key(name), set()).add((at + i, step, stored(value)))
+                points.setdefault(stored_key(name, metric_names), set()).add((at + i, step, stored(value)))
         elif kind == "params":
             # A parameter is said once: the store lets none change, and says so (test_delivery.py).
-            fresh = {name: text for name, text in what[0].items() if clean_key(clean_text(name)) not in params}
-            fresh = {clean_key(clean_text(name)): name for name in fresh}
+            fresh = {stored_key(clean_text(name), param_names): name for name in what[0]}
+            fresh = {key: name for key, name in fresh.items() if key not in params}
             records.append(Params(run_key, {name: what[0][name] for name in fresh.values()}))
             params |= {key: what[0][name] for key, name in fresh.items()}
         elif kind == "tags":
@@ -114,4 +127,23 @@ def test_what_goes_in_comes_out(said, rows: int, again: bool, store_uri: str, tm
         assert Path(local).read_bytes().decode() == clean_text(text)
     if any(len(text) > 6000 for text in whole.values()):
         long = json.loads(Path(client.download_artifacts(run.info.run_id, LONG_PARAMS, str(folder))).read_text())
-        assert {clean_key(key) for key in long} >= {key for key, text in whole.items() if len(text) > 6000}
+        assert {stored_key(key, param_names) for key in long} >= {k for k, text in whole.items() if len(text) > 6000}
+
+
+def test_names_that_mlflow_writes_alike_stay_two_curves(recorder) -> None:
+    recorder.start()
+    run = runtime.open_run("torch")
+    long = "k" * 249
+    run.metrics({"loss[0]": 0.0, "loss(0)": 1.0, long + "ab": 2.0, long + "cd": 3.0}, step=0)
+    run.params({"a[0]": "x", "a(0)": "y"})
+    run.metrics({"loss(0)": 1.5, "loss[0]": 0.5}, step=1)
+    run.end()
+    runtime.closed(run)
+    found = recorder.run()
+    curves = {key: recorder.history(found, key) for key in found.data.metrics}
+    assert curves.pop("loss_0_") == [(0, 0.0), (1, 0.5)]
+    (second,) = (key for key in curves if key.startswith("loss_0__"))
+    assert curves.pop(second) == [(0, 1.0), (1, 1.5)]
+    assert sorted(curves.values()) == [[(0, 2.0)], [(0, 3.0)]]
+    assert found.data.params.pop("a_0_") == "x"
+    assert list(found.data.params.values()) == ["y"]
