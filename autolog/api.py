@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import importlib.util
 import sys
 import threading
@@ -206,7 +207,9 @@ def _framework_imported(name: str, module: ModuleType) -> None:
         _watched.add("threads")
         _stack.callback(_watched.discard, "threads")
         install(_stack, threading.Thread, "start", scope.start_thread)
-        install(_stack, sys, "exit", endings.leave)
+        for owner, name in ((sys, "exit"), (builtins, "exit"), (builtins, "quit")):
+            if hasattr(owner, name):  # The built-in ones are the module site's.
+                install(_stack, owner, name, endings.leave)
         _stack.callback(endings.watch_cells(_finish, _after_cell))
         _stack.callback(endings.watch_threads(_finish_here))
     _patch(name, module)

@@ -6,7 +6,7 @@ the process                   status     known by
 runs to its end               FINISHED
 uncaught exception            FAILED     ``sys.last_value``, which the interpreter sets where it printed a traceback
 Ctrl-C                        KILLED     the same
-``sys.exit(n)``               FINISHED   its argument, where the outermost frame was left by an exception, so that
+``sys.exit(n)``, ``exit(n)``  FINISHED   its argument, where the outermost frame was left by an exception, so that
                               or FAILED  nobody caught the SystemExit
 SIGTERM, SIGHUP               KILLED     a file that faulthandler writes; the sender reads it
 SIGKILL, ``os._exit``         FAILED     nothing was said; the sender sees that the process is gone
@@ -14,7 +14,7 @@ a notebook's cell             as above   IPython's ``post_run_cell`` event
 a thread                      as above   ``threading.excepthook``, for the runs of that thread
 ============================  =========  ==========================================================================
 
-``raise SystemExit(n)`` without ``sys.exit`` leaves no trace of n and counts as FINISHED.
+``raise SystemExit(n)`` without one of these leaves no trace of n and counts as FINISHED.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def watch() -> None:
 
 
 def leave(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-    """Wrap ``sys.exit``: the interpreter keeps no trace of the code once it is on its way out."""
+    """Wrap ``sys.exit`` and its like: the interpreter keeps no trace of the code once it is on its way out."""
     _last_exit[:] = [args[0] if args else None]
     return wrapped(*args, **kwargs)
 

@@ -27,6 +27,8 @@ ENDINGS = {
     "sys.exit()": ("sys.exit()", 0, "FINISHED", ""),
     "sys.exit(0)": ("sys.exit(0)", 0, "FINISHED", ""),
     "sys.exit(3)": ("sys.exit(3)", 3, "FAILED", "SystemExit: 3"),
+    "exit(3)": ("exit(3)", 3, "FAILED", "SystemExit: 3"),
+    "quit()": ("quit()", 0, "FINISHED", ""),
     "sys.exit(text)": ("sys.exit('no data')", 1, "FAILED", "SystemExit: no data"),
     "sys.exit in asyncio": (
         "async def main(): sys.exit(2)\n    asyncio.run(main())",
