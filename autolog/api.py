@@ -207,9 +207,9 @@ def _framework_imported(name: str, module: ModuleType) -> None:
         _watched.add("threads")
         _stack.callback(_watched.discard, "threads")
         install(_stack, threading.Thread, "start", scope.start_thread)
-        for owner, name in ((sys, "exit"), (builtins, "exit"), (builtins, "quit")):
-            if hasattr(owner, name):  # The built-in ones are the module site's.
-                install(_stack, owner, name, endings.leave)
+        for owner, way in ((sys, "exit"), (builtins, "exit"), (builtins, "quit")):
+            if hasattr(owner, way):  # The built-in ones are the module site's.
+                install(_stack, owner, way, endings.leave)
         _stack.callback(endings.watch_cells(_finish, _after_cell))
         _stack.callback(endings.watch_threads(_finish_here))
     _patch(name, module)
