@@ -123,7 +123,7 @@ def begin(name: str, parent: Parent, ticket: Ticket | None, given: Mapping[str, 
 
 def switch_on(config: Config) -> bool:
     """Record in this process with the settings of the driver; return False where its environment or rank forbids it."""
-    if scope.is_muted() or _is_other_rank():
+    if scope.is_muted() or runtime.is_other_rank():
         return False
     if not runtime.enabled or runtime.config != config:
         from autolog import api
@@ -136,16 +136,6 @@ def switch_on(config: Config) -> bool:
     return runtime.recording()
 
 
-def _is_other_rank() -> bool:
-    """Return whether another process of the same distributed training records; a Spark task has no ranks."""
-    return _spark_task() is None and scope.rank() > 0
-
-
-def _spark_task() -> Any:
-    module = sys.modules.get("pyspark.taskcontext")
-    return None if module is None else module.TaskContext.get()
-
-
 _calls: dict[str, tuple[str, int]] = {}
 
 
@@ -154,7 +144,7 @@ def _name(sending: str) -> tuple[str, int]:
 
     0 where nothing says whether a call is one more attempt at an earlier one: it is a call of its own then.
     """
-    task = _spark_task()
+    task = runtime.spark_task()
     if task is not None:
         # Unique in an application, and growing: Spark numbers attempts anew in each attempt at a stage.
         attempt = task.taskAttemptId() + 1

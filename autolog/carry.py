@@ -196,6 +196,8 @@ def active() -> str | None:
 
 def _parent(carried: Carried[..., Any]) -> Parent | None:
     """Return the run that calls made or sent from here belong to, None where they are not recorded."""
+    if runtime.is_other_rank():
+        return None
     forked = carried._process != os.getpid() and not runtime.enabled and runtime.enabled_before_fork
     if not runtime.recording() and not forked:
         return None

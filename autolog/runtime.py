@@ -7,6 +7,7 @@ are independent of each other. A forked child starts with nothing switched on.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,23 @@ def get_writer() -> Writer:
     return writer
 
 
+def spark_task() -> Any:
+    """Return the context of the Spark task that this process is at, None where it is at none."""
+    module = sys.modules.get("pyspark.taskcontext")
+    return None if module is None else module.TaskContext.get()
+
+
+def is_other_rank() -> bool:
+    """Return whether another process of the same distributed training records.
+
+    Not in a Spark task: its worker process may still have the rank that an earlier task put into the environment.
+    """
+    return scope.rank() > 0 and spark_task() is None
+
+
 def may_record(flavor: str) -> bool:
     """Return whether a run may be opened here: not in other ranks, and not where MLflow's own autologging records."""
-    if scope.rank() > 0:
+    if is_other_rank():
         return False
     if beside.mlflow_records(flavor):
         guard.say_once(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 import sys
 import textwrap
 import typing
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -256,6 +258,15 @@ def test_an_error_passes_as_it_is_and_fails_the_call(recorder) -> None:
     assert "traceback.txt" in recorder.artifacts(call)
 
 
+def test_other_ranks_record_no_calls(recorder, monkeypatch) -> None:
+    recorder.start("sklearn")
+    monkeypatch.setenv("RANK", "1")
+    carried = autolog.carry(train)
+    assert carried(1.0) == pickle.loads(pickle.dumps(carried))(1.0) == train(1.0)
+    monkeypatch.delenv("RANK")
+    assert recorder.runs() == []
+
+
 def test_a_generator_is_under_way_only_while_it_runs(recorder) -> None:
     recorder.start("sklearn")
     going = autolog.carry(steps)([1.0, 2.0])
@@ -318,6 +329,7 @@ def test_torch_in_a_call_ends_with_it(recorder) -> None:
 # -- Spark ------------------------------------------------------------------------------------------------------------
 
 SPARK = """
+    import json
     import os
     import autolog
     import pandas as pd
@@ -336,65 +348,165 @@ SPARK = """
             raise ValueError("at the first attempt")
         return pd.DataFrame({"k": rows["k"][:1], "coef": [coef]})
 
-    def distributed(rate):
+    def boosted(key, rows):
+        import xgboost
+        told = {}
+        data = xgboost.DMatrix(rows[["x"]], rows["y"])
+        settings = {"max_depth": 1, "base_score": 0.0, "nthread": 1}
+        xgboost.train(settings, data, 3, evals=[(data, "train")], evals_result=told, verbose_eval=False)
+        return pd.DataFrame({"k": [key[0]], "rmse": [told["train"]["rmse"]]})
+
+    def leaves_a_rank(batches):
+        os.environ.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+        yield from batches
+
+    def ranks(batches):
+        for _ in batches:
+            yield pd.DataFrame({"rank": [os.environ["RANK"]]})
+
+    def descend(rate):
         import torch
+        import torch.distributed
+        rank = int(os.environ["RANK"])
+        torch.distributed.init_process_group("gloo")
         model = torch.nn.Linear(1, 1)
         torch.nn.init.zeros_(model.weight)
         torch.nn.init.zeros_(model.bias)
+        model = torch.nn.parallel.DistributedDataParallel(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         for _ in range(2):
-            loss = torch.nn.functional.mse_loss(model(torch.ones(4, 1)), torch.ones(4, 1))
+            loss = torch.nn.functional.mse_loss(model(torch.ones(4, 1)), torch.full((4, 1), 1.0 + rank))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        torch.distributed.destroy_process_group()
         return loss.item()
+
+    def connect(master):
+        from pyspark.sql import SparkSession
+        session = getattr(SparkSession.builder, "remote" if {remote} else "master")(master).getOrCreate()
+        if not {remote}:
+            session.sparkContext.setLogLevel("OFF")
+        rows = [(k, float(i), n * i) for k, n in (("a", 1.0), ("b", 2.0), ("c", 3.0)) for i in range(3)]
+        return session, session.createDataFrame(rows, "k string, x double, y double").groupBy("k")
 
     if __name__ == "__main__":
         autolog.autolog()
-        from pyspark.ml.torch.distributor import TorchDistributor
-        from pyspark.sql import SparkSession
-        session = (
-            SparkSession.builder.master("local[1,2]").config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false").config("spark.driver.host", "127.0.0.1")
-            .config("spark.sql.shuffle.partitions", "1").getOrCreate()
-        )
-        session.sparkContext.setLogLevel("OFF")
-        rows = [(k, float(i), 2.0 * i) for k in "abc" for i in range(3)]
-        groups = session.createDataFrame(rows, "k string, x double, y double").groupBy("k")
-        for function in (by_key, flaky):
-            done = groups.applyInPandas(autolog.carry(function), "k string, coef double").collect()
-            print(sorted((row.k, round(row.coef, 3)) for row in done))
-        print(TorchDistributor(2, local_mode=True, use_gpu=False).run(autolog.carry(distributed), 0.25))
+{body}
         session.stop()
 """
 
 
-def test_spark_groups_retries_and_ranks_count_once(place) -> None:
-    out, _ = place.run(place.script(SPARK), AUTOLOG_EXIT_TIMEOUT="60", PYSPARK_PYTHON=sys.executable)
-    lines = out.splitlines()
-    assert lines[0] == "[('a', 1.333), ('b', 1.333), ('c', 1.333)]"
-    assert lines[1] == "[('a', 1.0), ('b', 1.0), ('c', 1.0)]"
-    assert lines[-1] == "0.0"
+def on_spark(place, body: str, *, remote: bool = False) -> list:
+    """Run a script that connects to Spark and prints JSON; return what it printed."""
+    text = SPARK.replace("{remote}", str(remote)).replace("{body}", textwrap.indent(textwrap.dedent(body), " " * 8))
+    process = place.start(
+        place.script(text),
+        PYSPARK_PYTHON=sys.executable,
+        SPARK_CONF_DIR=str(Path(__file__).parents[1] / "spark"),
+    )
+    out, err = process.communicate(timeout=300)  # A JVM, its workers and torchrun, on a busy machine.
+    assert process.returncode == 0, (out, err)
     place.wait_for(lambda: not place.spools(), 90)
+    return [json.loads(line) for line in out.splitlines() if line.startswith(("[", "{"))]
+
+
+def calls_of(place, name: str) -> list:
+    """The calls of the carried function `name`, all of them finished children of the one run of that name."""
     runs = place.runs()
-    parents = {run.data.tags["mlflow.runName"]: run for run in runs if PARENT not in run.data.tags}
-    assert sorted(parents) == ["by_key", "distributed", "flaky"]
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = [run for run in runs if run.data.tags["mlflow.runName"] == name and PARENT not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get(PARENT) == parent.info.run_id]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    return children
 
-    def calls(name: str) -> list:
-        return [run for run in runs if run.data.tags.get(PARENT) == parents[name].info.run_id]
 
-    assert sorted(run.data.params["by_key.key.0"] for run in calls("by_key")) == ["a", "b", "c"]
-    assert alphas(calls("by_key")) == ["1.0"] * 3
+def test_spark_groups_and_retries_count_once(place) -> None:
+    by_key, flaky = on_spark(
+        place,
+        """
+        session, groups = connect("local[1,2]")
+        for function in (by_key, flaky):
+            done = groups.applyInPandas(autolog.carry(function), "k string, coef double").collect()
+            print(json.dumps(sorted((row.k, round(row.coef, 3)) for row in done)))
+        """,
+    )
+    assert by_key == [["a", 0.667], ["b", 1.333], ["c", 2.0]]
+    assert flaky == [["a", 0.5], ["b", 1.0], ["c", 1.5]]
+    runs = place.runs()
+    assert sorted(run.data.tags["mlflow.runName"] for run in runs if PARENT not in run.data.tags) == ["by_key", "flaky"]
+    assert sorted(run.data.params["by_key.key.0"] for run in calls_of(place, "by_key")) == ["a", "b", "c"]
+    assert alphas(calls_of(place, "by_key")) == ["1.0"] * 3
     # The first attempt trained "a" and "b" before it failed; both are in the trash, and said by those that stand.
-    flaky = calls("flaky")
-    assert alphas(flaky) == ["2.0"] * 3
-    assert sorted(len(run.data.tags.get("autolog.retried", "")) for run in flaky) == [0, 32, 32]
+    calls = calls_of(place, "flaky")
+    assert alphas(calls) == ["2.0"] * 3
+    assert sorted(len(run.data.tags.get("autolog.retried", "")) for run in calls) == [0, 32, 32]
     client = MlflowClient(tracking_uri=place.store)
-    trash = client.search_runs([parents["flaky"].info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    experiment_id = calls[0].info.experiment_id
+    trash = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert sorted(run.info.status for run in trash) == ["FAILED", "FINISHED"]
-    models = client.search_logged_models([parents["flaky"].info.experiment_id], max_results=50)
-    assert {model.source_run_id for model in models} == {run.info.run_id for name in parents for run in calls(name)}
-    # Of the two ranks, the first records.
-    (trained,) = calls("distributed")
-    assert place.history(trained, "loss") == [(0, 1.0), (1, 0.0)]
+    models = client.search_logged_models([experiment_id], max_results=50)
+    standing = {run.info.run_id for name in ("by_key", "flaky") for run in calls_of(place, name)}
+    assert {model.source_run_id for model in models} == standing
+
+
+def test_xgboost_in_spark_groups_where_an_earlier_task_left_a_rank(place) -> None:
+    """TorchDistributor puts RANK into the environment of worker processes, which Spark uses again."""
+    ranks, told = on_spark(
+        place,
+        """
+        session, groups = connect("local[1]")
+        one = session.range(1)
+        one.mapInPandas(leaves_a_rank, "id long").collect()
+        print(json.dumps([row.rank for row in one.mapInPandas(ranks, "rank string").collect()]))
+        done = groups.applyInPandas(autolog.carry(boosted), "k string, rmse array<double>").collect()
+        print(json.dumps({row.k: row.rmse for row in done}))
+        """,
+    )
+    assert ranks == ["1"]
+    calls = calls_of(place, "boosted")
+    recorded = {run.data.params["boosted.key.0"]: place.history(run, "train-rmse") for run in calls}
+    assert recorded == {key: list(enumerate(values)) for key, values in told.items()}
+    assert len(calls) == len(told) == 3
+    assert {len(values) for values in told.values()} == {3}
+    assert {run.data.params["max_depth"] for run in calls} == {"1"}
+    assert {run.data.tags["mlflow.autologging"] for run in calls} == {"xgboost"}
+    client = MlflowClient(tracking_uri=place.store)
+    models = client.search_logged_models([calls[0].info.experiment_id])
+    assert sorted(model.source_run_id for model in models) == sorted(run.info.run_id for run in calls)
+    assert {model.status for model in models} == {"READY"}
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["driver", "executors"])
+def test_torch_distributor_is_one_run_by_its_first_rank(place, local: bool) -> None:
+    """On the driver, or by a barrier of Spark tasks; both start torchrun, and two ranks that train together."""
+    (losses,) = on_spark(
+        place,
+        f"""
+        from pyspark.ml.torch.distributor import TorchDistributor
+        session, _ = connect("local[2]")
+        trained = TorchDistributor(2, local_mode={local}, use_gpu=False).run(autolog.carry(descend), 0.25)
+        print(json.dumps([trained]))
+        """,
+    )
+    # Targets 1 and 2: the mean of the ranks' gradients takes weight and bias to 0.75 each, and their sum to 1.5.
+    assert losses == [0.25]
+    (call,) = calls_of(place, "descend")
+    assert place.history(call, "loss") == [(0, 1.0), (1, 0.25)]
+    assert call.data.params["descend.rate"] == call.data.params["lr"] == "0.25"
+
+
+def test_spark_connect_groups_are_recorded(place) -> None:
+    (coefficients,) = on_spark(
+        place,
+        """
+        session, groups = connect("local[1]")
+        done = groups.applyInPandas(autolog.carry(by_key), "k string, coef double").collect()
+        print(json.dumps({row.k: row.coef for row in done}))
+        """,
+        remote=True,
+    )
+    assert {key: round(value, 3) for key, value in coefficients.items()} == {"a": 0.667, "b": 1.333, "c": 2.0}
+    calls = calls_of(place, "by_key")
+    assert sorted(run.data.params["by_key.key.0"] for run in calls) == ["a", "b", "c"]
+    assert alphas(calls) == ["1.0"] * 3
+    assert {run.data.tags["mlflow.autologging"] for run in calls} == {"sklearn"}
