@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
+
+# Also for the processes that tests start.
+os.environ["SPARK_CONF_DIR"] = str(Path(__file__).parents[1] / "spark")
 
 NUMBERS = ["CulmenLength", "CulmenDepth", "FlipperLength", "BodyMass"]
 
@@ -19,11 +23,7 @@ def spark(tmp_path_factory):
     session = (
         SparkSession.builder.master("local[2]")
         .appName("test_pyspark")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
-        .config("spark.driver.host", "127.0.0.1")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")
