@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,60 @@ def test_run_of_torchrun_records_the_first_rank_once(place) -> None:
     place.run("-m", "autolog", "run", torchrun, "--standalone", "--nproc-per-node", "2", script, OMP_NUM_THREADS="1")
     (run,) = place.runs()
     assert (run.data.params["lr"], run.info.status) == ("0.25", "FINISHED")
+
+
+def test_run_of_accelerate_launch_records_its_training(place) -> None:
+    script = place.script(
+        """
+        import torch, accelerate
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = torch.nn.Linear(2, 1)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.25))
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = (model(torch.ones(4, 2)) * 0).mean() + step
+            accelerator.backward(loss)
+            optimizer.step()
+        """
+    )
+    accelerate = Path(sys.executable).with_name("accelerate")
+    options = [
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    home = {"HF_HOME": str(place.folder), "OMP_NUM_THREADS": "1"}
+    place.run("-m", "autolog", "run", accelerate, "launch", *options, script, **home)
+    (run,) = place.runs()
+    assert (run.data.params["lr"], run.info.status) == ("0.25", "FINISHED")
+    assert place.history(run, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
+def test_run_of_spark_submit_records_its_training(place) -> None:
+    script = place.script(
+        """
+        from pyspark.sql import SparkSession
+        from pyspark.ml.feature import VectorAssembler
+        from pyspark.ml.regression import LinearRegression
+        spark = SparkSession.builder.getOrCreate()
+        data = spark.createDataFrame([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)], ["x", "label"])
+        features = VectorAssembler(inputCols=["x"], outputCol="features").transform(data)
+        LinearRegression(maxIter=7).fit(features)
+        spark.stop()
+        """
+    )
+    submit = Path(sys.executable).with_name("spark-submit")
+    conf = ["--master", "local[1]", "--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=1"]
+    place.run("-m", "autolog", "run", submit, *conf, script, PYSPARK_PYTHON=sys.executable)
+    (run,) = place.runs()
+    assert (run.data.params["maxIter"], run.info.status) == ("7", "FINISHED")
 
 
 def test_run_of_a_command_leaves_workers_and_the_users_sitecustomize_as_they_are(place) -> None:
