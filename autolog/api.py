@@ -332,7 +332,7 @@ def _find_remote(run: Run, timeout: float) -> str | None:
     try:
         if "mlflow.tracking.client" in sys.modules and run.parent is None:
             # The user's own MLflow call asks: do what it would have done, rather than wait for the sender.
-            from autolog.delivery import open_for_owner
+            from autolog.opening import open_for_owner
 
             with beside.own_calls():
                 created = open_for_owner(spool, run.opened)

@@ -1,4 +1,7 @@
-"""Records become MLflow client calls. Of the modules that do so the one that is asked; see also ``batches.py``."""
+"""Records become MLflow client calls. Of the modules that do so the one that is asked.
+
+Beside it: ``opening.py`` (stores and runs), ``batches.py`` (numbers and texts), ``logged_models.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, InputTag, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities import Dataset, InputTag, LoggedModelStatus, Metric
 from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autolog import attempts, endings, figures, guard, mlmodel, newstore
+from autolog import attempts, endings, figures, guard
 from autolog.aside import Held, named
 from autolog.batches import (
     BATCH_METRICS,
-    PARAM_LIMIT,
-    TAG_LIMIT,
     Batch,
-    Names,
     RunBatches,
     RunGoneError,
     clean_text,
-    cut,
     is_gone,
 )
 from autolog.faults import Fault, fault, http_status, reason
+from autolog.logged_models import LoggedModels
+from autolog.opening import CLAIM_SECONDS, OWNER, connect, find_run, open_remote
 from autolog.records import (
     DatasetInput,
     DeclareModel,
@@ -50,24 +49,13 @@ from autolog.records import (
     Text,
 )
 from autolog.registry import load_flavor
-from autolog.spool import MOVED, Id, Row, Spool
-from autolog.uris import absolute_uri, without_credentials
+from autolog.spool import MOVED, Row, Spool
+from autolog.uris import absolute_uri, is_file_store, without_credentials
 
 #: Rows that the store fails at, one after the other, before it is taken to be the store's own failure.
 LOOK_AHEAD = 5
 #: Records that are read at a time when something behind those that fail is looked for.
 PAGE = 2000
-
-#: How claimants that are the training process itself are named, and how long the sender waits for one.
-OWNER, CLAIM_SECONDS = "owner-", 10.0
-#: How long the sender of a carried call waits for the parent's run, which another process opens.
-PARENT_SECONDS = 15.0
-
-#: Artifact locations that are reached through a tracking server, and through whatever stands before it.
-_OVER_HTTP = ("mlflow-artifacts:", "http:", "https:")
-
-#: The tags by which a run or model that was created just before a crash is found again.
-RUN_KEY, MODEL_KEY = "autolog.run", "autolog.model"
 
 
 def transient(error: BaseException) -> bool:
@@ -92,7 +80,7 @@ class Delivery:
         self._returned: set[int] = set()
         self._places: dict[str, tuple[MlflowClient, str, dict[str, str]]] = {}
         self._attempted = int(spool.meta("attempted") or 0)
-        self._recovered = spool.meta("recovered") is not None
+        self._models = LoggedModels(spool, self._me, self._client, recovered=spool.meta("recovered") is not None)
         self._figures: list[Figure] = []
         self._spent: list[Path] = []
 
@@ -384,126 +372,8 @@ class Delivery:
                 client.log_artifact(run_id, str(path), parent or None)
 
     def _declare_model(self, record: DeclareModel) -> None:
-        key = f"model:{record.model}"
-        known = self._spool.lookup(key)
-        if known is not None and known.remote and known.detail["state"] != "created":
-            return
         client, run_id, run = self._where(record.run)
-        # Created, bound, linked to its run: after a death in between, what was done is looked up, not done again.
-        # The store refuses to link twice.
-        again = not self._spool.claim(key, self._me) or self._recovered
-        if known is None or known.remote is None:
-            model = self._create_model(client, record, run_id, run["experiment_id"], look_up=again)
-            detail = {
-                "uri": run["uri"],
-                "run_id": run_id,
-                "state": "created",
-                "register_as": record.register_as or "",
-                "artifacts": model.artifact_location,
-            }
-            self._spool.bind(key, model.model_id, self._me, detail)
-            model_id = model.model_id
-        else:
-            model_id, detail = known.remote, known.detail
-        linked = again and any(output.model_id == model_id for output in client.get_run(run_id).outputs.model_outputs)
-        if not linked:
-            client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
-        if record.metrics_since is not None and not _is_file_store(run):
-            self._link_by_hand(client, run_id, model_id, record.metrics_since)
-        self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
-
-    def _link_by_hand(self, client: MlflowClient, run_id: str, model_id: str, since: int) -> None:
-        """Link the metrics that the user logged last to the model: the same points again, which SQL stores keep once.
-
-        The file store would keep them twice.
-        """
-        stored = client.get_run(run_id).data._metric_objs
-        recent = [metric for metric in stored if metric.timestamp >= since]
-        linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id) for m in recent]
-        self._to(client, run_id).again(linked)
-
-    def _create_model(
-        self, client: MlflowClient, record: DeclareModel, run_id: str, experiment_id: str, *, look_up: bool
-    ) -> Any:
-        if look_up:
-            found = client.search_logged_models(
-                [experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{record.model}'", max_results=1
-            )
-            if found:
-                return found[0]
-        names = Names()
-        return client.create_logged_model(
-            experiment_id,
-            name=record.name,
-            source_run_id=run_id,
-            params={names.key(clean_text(k)): cut(clean_text(v), PARAM_LIMIT) for k, v in record.params.items()},
-            tags={**record.tags, MODEL_KEY: record.model},
-        )
-
-    def _model_files(self, record: ModelFiles) -> None:
-        key = f"model:{record.model}"
-        known = self._spool.lookup(key)
-        if known is None or known.remote is None or known.detail["state"] == "ready":
-            return
-        client = self._clients_for(known.detail)
-        folder = self._spool.blobs / record.blob
-        package = self._finished(folder, record)
-        mlmodel.compose(
-            folder,
-            package,
-            model_id=known.remote,
-            run_id=known.detail["run_id"],
-            artifact_path=known.detail["artifacts"],
-        )
-        client.log_model_artifacts(known.remote, str(folder))
-        if known.detail["artifacts"].startswith(_OVER_HTTP):
-            _check_uploaded(client, known.remote, folder)
-        if package.get("tags"):
-            client.set_logged_model_tags(known.remote, package["tags"])
-        client.finalize_logged_model(known.remote, LoggedModelStatus.READY)
-        if known.detail["register_as"]:
-            self._register(client, known.remote, known.detail)
-        self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ready"})
-        mlmodel.discard(folder)
-
-    def _finished(self, folder: Path, record: ModelFiles) -> Mapping[str, Any]:
-        """Have the flavor complete the model's files, where it asked for that."""
-        flavor = record.package.get("finish")
-        if not flavor:
-            return record.package
-        done = guard.attempt(lambda: load_flavor(flavor).finish_model(folder, record.package))
-        if done.value is None:
-            # Said once, however many checkpoints it is true of.
-            why = reason(done.error or TypeError("nothing was returned"))
-            self._spool.problem("refused", f"models stay in their first format, as they cannot be converted: {why}")
-            return record.package
-        return done.value
-
-    def _register(self, client: MlflowClient, model_id: str, detail: dict[str, str]) -> None:
-        name = detail["register_as"]
-        made = guard.attempt(client.create_registered_model, name)
-        if made.error is not None and not _has_code(made.error, RESOURCE_ALREADY_EXISTS):
-            raise made.error
-        # Found again by its source: SQL registries do not keep the model_id.
-        source = detail["artifacts"]
-        if not any(version.source == source for version in client.search_model_versions(f"name = '{name}'")):
-            client.create_model_version(name, source, run_id=detail["run_id"], model_id=model_id)
-
-    def _model_failed(self, record: ModelFailed) -> None:
-        key = f"model:{record.model}"
-        known = self._spool.lookup(key)
-        if known is not None and known.remote is not None:
-            client = self._clients_for(known.detail)
-            client.set_logged_model_tags(known.remote, {"autolog.failed": cut(record.reason, TAG_LIMIT)})
-            client.finalize_logged_model(known.remote, LoggedModelStatus.FAILED)
-            self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "failed"})
-
-    def _drop_models(self, record: DropModels) -> None:
-        for model in record.models:
-            known = self._spool.lookup(f"model:{model}")
-            if known is not None and known.remote is not None and known.detail["state"] != "dropped":
-                self._clients_for(known.detail).delete_logged_model(known.remote)
-                self._spool.bind(f"model:{model}", known.remote, self._me, {**known.detail, "state": "dropped"})
+        self._models.declare(record, client, run_id, run, self._to(client, run_id))
 
     def _derive(self, record: Derive, *, uncertain: bool) -> None:
         blob = self._spool.blobs / record.blob
@@ -539,7 +409,7 @@ class Delivery:
         """Do what the end of a carried call's run entails for other runs; `detail` is what is kept of the run."""
         parent = detail.get("parent_id")
         if not parent and detail.get("parent"):
-            found = _find_run(client, detail["experiment_id"], detail["parent"])
+            found = find_run(client, detail["experiment_id"], detail["parent"])
             if found is None:
                 raise LookupError(f"the run that run {run_id} is a part of is not in the store")
             parent = str(found.info.run_id)
@@ -555,9 +425,9 @@ class Delivery:
         Text: _text,
         Figure: _figure,
         DeclareModel: _declare_model,
-        ModelFiles: _model_files,
-        ModelFailed: _model_failed,
-        DropModels: _drop_models,
+        ModelFiles: lambda self, record: self._models.files(record),
+        ModelFailed: lambda self, record: self._models.failed(record),
+        DropModels: lambda self, record: self._models.drop(record),
         Derive: _derive,
         EndRun: _end_run,
     }
@@ -569,7 +439,7 @@ class Delivery:
         client, run_id, detail = self._where(record.run)
         names = self._to(client, run_id).metric_names
         name, digest = record.dataset or (None, None)
-        if _is_file_store(detail):
+        if is_file_store(detail["uri"]):
             # MLflow's file store reads a metric that is linked to a dataset back as one of step 0.
             name = digest = None
         for key, value in record.values.items():
@@ -605,7 +475,7 @@ class Delivery:
     def _client(self, uri: str) -> MlflowClient:
         client = self._clients.get(uri)
         if client is None:
-            client = self._clients[uri] = _connect(uri)
+            client = self._clients[uri] = connect(uri)
         return client
 
     def _clients_for(self, detail: dict[str, str]) -> MlflowClient:
@@ -634,155 +504,3 @@ class Delivery:
 
     def _lost(self, what: str, error: BaseException) -> None:
         self._spool.problem("refused", f"{what} was refused by the store: {reason(error)}")
-
-
-def _is_file_store(detail: dict[str, str]) -> bool:
-    return detail["uri"].startswith("file:")
-
-
-def _check_uploaded(client: MlflowClient, model_id: str, folder: Path) -> None:
-    """Look whether all files of a model arrived: what stands before a server may say yes in its place.
-
-    Raises: OSError where one did not.
-    """
-    stored: dict[str, int | None] = {}
-    folders: list[str | None] = [None]
-    while folders:
-        for item in client.list_logged_model_artifacts(model_id, folders.pop()):
-            if item.is_dir:
-                folders.append(item.path)
-            else:
-                stored[item.path] = item.file_size
-    for path in folder.rglob("*"):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            size = stored.get(name, -1)
-            if size is not None and size != path.stat().st_size:
-                raise OSError(f"{name} of model {model_id} was uploaded, but is not there as a whole")
-
-
-def _connect(uri: str) -> MlflowClient:
-    newstore.make_ready(uri, _create_sqlite_store)
-    return MlflowClient(tracking_uri=uri)
-
-
-def _create_sqlite_store(uri: str) -> None:
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-
-
-def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> str:
-    """Create the run that `record` opens in the store, bind its key to it, and return its id.
-
-    Called by who claimed the key: the sender, or the training process inside a logging call of the user's own.
-    """
-    parent = _parent(spool, client, record, claimant)
-    if parent is not None and parent.remote is not None:
-        # A child is found below its parent only in the same experiment, whatever is chosen by now.
-        record = record._replace(experiment_id=parent.detail["experiment_id"])
-    parent_id = parent.remote if parent else None
-    created = _create_run(client, record, parent=parent_id)
-    run_id = str(created.info.run_id)
-    uri = absolute_uri(record.tracking_uri, record.cwd)
-    detail = {"uri": uri, "state": "open", "experiment_id": str(created.info.experiment_id)}
-    detail["name"] = str(created.info.run_name)
-    if record.system_metrics:
-        detail["system"] = "yes"
-    if record.call or record.ends_parent:
-        detail["parent"], detail["parent_id"] = record.parent or "", parent_id or ""
-        detail["attempted"] = record.call if record.call and record.attempt else ""
-        detail["ends_parent"] = "yes" if record.ends_parent else ""
-        if parent_id and record.ends_parent:
-            attempts.begin_parent(client, parent_id)
-    spool.bind(f"run:{record.run}", run_id, claimant, detail)
-    return run_id
-
-
-def _parent(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> Id | None:
-    """Return what is known of the run that the one to be opened is a child of.
-
-    The parent of a carried call belongs to another process, whose own sender may not have come to it yet: it is looked
-    for by its key, for :data:`PARENT_SECONDS` the first time; and once more when the child ends.
-    """
-    if record.parent is None:
-        return None
-    key = f"run:{record.parent}"
-    known = spool.lookup(key)
-    if record.call is None or (known is not None and known.remote is not None):
-        return known
-    if record.parent_id is not None:
-        found = client.get_run(record.parent_id)
-    else:
-        experiment_id = record.experiment_id or _experiment(client, record.experiment)
-        deadline = time.monotonic() + (PARENT_SECONDS if known is None else 0.0)
-        while (found := _find_run(client, experiment_id, record.parent)) is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-    if found is None:
-        spool.claim(key, claimant)
-        return None
-    detail = {"uri": "", "state": "elsewhere", "experiment_id": str(found.info.experiment_id)}
-    spool.bind(key, str(found.info.run_id), claimant, detail)
-    return spool.lookup(key)
-
-
-def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
-    """Create a run of ours inside the user's own logging call, unless the sender is at it; return its id.
-
-    So that the call takes what starting a run of its own would have taken, and never waits for the sender.
-    """
-    key = f"run:{record.run}"
-    claimant = f"{OWNER}{os.getpid()}"
-    if not spool.claim(key, claimant):
-        return None
-
-    def create() -> str:
-        client = _connect(absolute_uri(record.tracking_uri, record.cwd))
-        return open_remote(spool, client, record, claimant)
-
-    made = guard.attempt(create)
-    if made.error is not None:
-        spool.unclaim(key)
-        raise made.error
-    return made.value
-
-
-def _create_run(client: MlflowClient, record: OpenRun, *, parent: str | None) -> Any:
-    """Create the run that `record` opens, or return the one that was created just before a crash."""
-    experiment_id = record.experiment_id or _experiment(client, record.experiment)
-    found = _find_run(client, experiment_id, record.run)
-    if found is not None:
-        return found
-    tags = {RUN_KEY: record.run}
-    if record.call and record.attempt:
-        tags |= {attempts.CALL: record.call, attempts.ATTEMPT: str(record.attempt)}
-    if parent:
-        tags[MLFLOW_PARENT_RUN_ID] = parent
-    return client.create_run(experiment_id, start_time=record.start_time, tags=tags, run_name=record.name)
-
-
-def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Any:
-    """Return the run with that key, None where there is none."""
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
-    return found[0] if found else None
-
-
-def _experiment(client: MlflowClient, name: str | None) -> str:
-    if name is None:
-        return "0"
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        return str(known.experiment_id)
-    made = guard.attempt(client.create_experiment, name)
-    if made.value is not None:
-        return str(made.value)
-    known = client.get_experiment_by_name(name)  # Another process was faster.
-    if known is None:
-        assert made.error is not None
-        raise made.error
-    return str(known.experiment_id)
-
-
-def _has_code(error: BaseException, code: int) -> bool:
-    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(code)

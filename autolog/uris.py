@@ -24,6 +24,11 @@ def absolute_uri(uri: str | None, cwd: str) -> str:
     return uri
 
 
+def is_file_store(uri: str) -> bool:
+    """Return whether an absolute tracking URI is that of a folder of files, MLflow's first store."""
+    return uri.startswith("file:")
+
+
 def without_credentials(uri: str) -> str:
     """Return `uri` without user name and password."""
     parts = urlsplit(uri)

@@ -17,12 +17,11 @@ FRAMEWORKS = {"sklearn", "torch", "xgboost", "pyspark", "py4j"}
 HEAVY = FRAMEWORKS | {"numpy", "pandas", "scipy", "mlflow"}
 # system_metrics.py: in the sender, with MLflow's own monitors.
 # resuming.py: a call of the user's own, which waits for the store. reading.py: for the commands, in their own process.
+SENDING = ("delivery", "opening", "batches", "logged_models", "mlmodel")
 MLFLOW_ALLOWED = {
-    "delivery.py",
-    "batches.py",
+    *(f"{module}.py" for module in SENDING),
     "faults.py",
     "sender.py",
-    "mlmodel.py",
     "resuming.py",
     "reading.py",
     "system_metrics.py",
@@ -84,7 +83,7 @@ def test_a_flavor_keeps_to_itself(path: Path) -> None:
     for module in imports(parse(path), top_only=False):
         parts = module.split(".")
         assert parts[0] != "flavors" or parts[1] == own, f"imports another flavor: {module}"
-        assert module not in ("autolog.spool", "autolog.sender", "autolog.delivery", "autolog.mlmodel")
+        assert module not in {f"autolog.{inner}" for inner in ("spool", "sender", *SENDING)}
 
 
 @pytest.mark.parametrize("path", FLAVORS, ids=name)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 
 import autolog
 from autolog import beside, guard, runtime
-from autolog.delivery import CLAIM_SECONDS
+from autolog.opening import CLAIM_SECONDS
 
 X, Y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
 

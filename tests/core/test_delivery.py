@@ -11,7 +11,7 @@ import pytest
 import autolog
 from autolog import runtime
 from autolog.batches import clean_key
-from autolog.delivery import absolute_uri, without_credentials
+from autolog.uris import absolute_uri, without_credentials
 
 
 @pytest.fixture

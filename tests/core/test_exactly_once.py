@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from autolog import delivery
+from autolog import delivery, opening
 from autolog.models import ModelSnapshot
 from autolog.records import (
     DatasetInput,
@@ -77,7 +77,7 @@ def said(uri: str, experiment: str, spool: Spool) -> list[Record]:
 def deliver(spool: Spool, monkeypatch: pytest.MonkeyPatch, last: int | None) -> list[str]:
     calls: list[str] = []
     real = MlflowClient
-    monkeypatch.setattr(delivery, "MlflowClient", lambda **kwargs: MortalClient(real(**kwargs), calls, last))
+    monkeypatch.setattr(opening, "MlflowClient", lambda **kwargs: MortalClient(real(**kwargs), calls, last))
     sender = delivery.Delivery(spool, own_process=False)
     try:
         while rows := spool.pending(9):  # Several rounds, so that a death falls between them, too.
@@ -86,7 +86,7 @@ def deliver(spool: Spool, monkeypatch: pytest.MonkeyPatch, last: int | None) -> 
     except Died:
         pass
     finally:
-        monkeypatch.setattr(delivery, "MlflowClient", real)
+        monkeypatch.setattr(opening, "MlflowClient", real)
     return calls
 
 
