@@ -213,6 +213,10 @@ Record = (
     | EndRun
 )
 
+#: What a training says while it runs, which can be collected for a while before it is sent. A model, a picture or the
+#: end of a run is what somebody may look for.
+CAN_WAIT = (OpenRun, Params, Tags, DatasetInput, Points, Block)
+
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (

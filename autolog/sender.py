@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from autolog import guard
-from autolog.records import Points
+from autolog.records import CAN_WAIT
 from autolog.recovery import recover
 from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools
 
@@ -33,8 +33,9 @@ logger = logging.getLogger("autolog.sender")
 
 #: Records per round.
 CHUNK = 2000
-#: Seconds that metric points alone are collected before they are sent, unless somebody waits for them: one request a
-#: second costs a server, and the cores that the training uses, a fraction of ten.
+#: Seconds that what a training says while it runs is collected before it is sent, unless somebody waits for it: one
+#: request a second costs a server, and the cores that the training uses, a fraction of ten. A training that is over
+#: before has the cores to itself: a run that is opened meanwhile takes a third of the speed of one beside it.
 LINGER = 1.0
 #: What the training process writes into the pipe: there is more; and somebody waits for it.
 POKE, HURRY = b".", b"!"
@@ -214,11 +215,12 @@ def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool
     delivery = Delivery(spool, own_process=host.own_process)
     trouble = Trouble()
     gone_since: float | None = None
-    sent_at = time.monotonic()
+    #: When the records that are collected were seen first.
+    waiting_since: float | None = None
     # What an earlier sender set aside may be welcome now.
     trouble.apart = delivery.take_back()
     aside = False
-    last_return, return_after = sent_at, FIRST_RETURN
+    last_return, return_after = time.monotonic(), FIRST_RETURN
     returned_after_end = host.owner_gone(spool.folder)
     if not returned_after_end:
         sampling.restore(spool)
@@ -234,14 +236,16 @@ def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool
             sampling.stop()
         else:
             sampling.see(rows)
-        left = sent_at + LINGER - time.monotonic()
-        if rows and not gone and not hurried and left > 0 and len(rows) < CHUNK and _only_points(rows):
-            host.linger(left)
-            continue
         began = time.monotonic()
+        if rows and not gone and not hurried and len(rows) < CHUNK and _can_wait(rows):
+            waiting_since = began if waiting_since is None else waiting_since
+            left = waiting_since + LINGER - began
+            if left > 0:
+                host.linger(left)
+                continue
+        waiting_since = None
         if rows:
             sent = guard.attempt(delivery.send_apart if trouble.apart else delivery.send, rows)
-            sent_at = time.monotonic()
         elif gone:
             if not spool.exists():
                 # Deleted while in use: the training went on in another, and whether it ended is said there.
@@ -272,8 +276,8 @@ def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool
         _sleep(host, spool.folder, trouble.pause(sent.error, time.monotonic() - began), gone=gone)
 
 
-def _only_points(rows: Sequence[Row]) -> bool:
-    return all(isinstance(row.record, Points) for row in rows)
+def _can_wait(rows: Sequence[Row]) -> bool:
+    return all(isinstance(row.record, CAN_WAIT) for row in rows)
 
 
 def _sleep(host: Host, folder: Path, seconds: float, *, gone: bool) -> None:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
-from autolog.records import Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
+from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
 from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
 
 if TYPE_CHECKING:
@@ -321,8 +321,7 @@ class Writer:
                     self.unwritten += len(self._queue)
                     break
             else:
-                # Points can be collected for a while; a run's end or a model is what somebody looks for.
-                hurry = not all(isinstance(record, Points | Block) for record in backlog)
+                hurry = not all(isinstance(record, CAN_WAIT) for record in backlog)
                 backlog.clear()
                 self.unwritten = 0
                 watched = WATCH
