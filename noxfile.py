@@ -83,3 +83,10 @@ def xgboost(session: nox.Session, version: str) -> None:
 def pyspark(session: nox.Session, version: str) -> None:
     """The core, and Spark ML; needs Java 17."""
     _test(session, "pyspark", version)
+
+
+@nox.session(python=PYTHONS[1])
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what the package depends on; asks the advisory database, so it needs the network."""
+    session.install("pip-audit>=2.7")
+    session.run("pip-audit", ".", *session.posargs)
