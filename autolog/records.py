@@ -8,7 +8,9 @@ Times are milliseconds since the epoch, as MLflow stores them.
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -279,8 +281,21 @@ def _encode_block(block: Block) -> Iterator[tuple[str, str, str]]:
     times, values = block.take()
     for start in range(0, len(times), _LONGEST_SERIES):
         part = slice(start, start + _LONGEST_SERIES)
-        columns = {name: column[part] for name, column in values.items()}
-        yield block.run, _BLOCK, _to_json((block.step + start, times[part], columns))
+        columns = {name: _pack("d", column[part]) for name, column in values.items()}
+        yield block.run, _BLOCK, _to_json((block.step + start, _pack("q", times[part]), columns))
+
+
+def _pack(kind: str, values: Sequence[float]) -> str:
+    """Return numbers as base64 of their bytes: in a tenth of the time of their digits, during which nothing trains.
+
+    kind: as of :mod:`struct`.
+    """
+    return base64.b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode("ascii")
+
+
+def _unpack(kind: str, text: str) -> tuple[Any, ...]:
+    data = base64.b64decode(text)
+    return struct.unpack(f"<{len(data) // 8}{kind}", data)
 
 
 def decode(run: str, kind: str, body: str) -> list[Record]:
@@ -293,9 +308,10 @@ def decode(run: str, kind: str, body: str) -> list[Record]:
         return [_linked(Points(run, *point)) for point in fields]
     if kind == _BLOCK:
         step, times, columns = fields
+        unpacked = {name: _unpack("d", column) for name, column in columns.items()}
         return [
-            Points(run, step + i, time, {name: column[i] for name, column in columns.items()})
-            for i, time in enumerate(times)
+            Points(run, step + i, time, {name: column[i] for name, column in unpacked.items()})
+            for i, time in enumerate(_unpack("q", times))
         ]
     made: Record = _KINDS[kind](run, *fields)
     return [_linked(made) if isinstance(made, Derive) else made]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from autolog.records import Block, Points, decode, encode
@@ -42,6 +45,19 @@ def test_order_among_other_records_is_kept():
     before, after = Points("r", 0, 1, {"a": 1.0}), Points("r", 9, 9, {"a": 2.0})
     found = stored([before, Block("r", 1, [5], {"a": [3.0]}, 0), after])
     assert [(point.step, point.values["a"]) for point in found] == [(0, 1.0), (1, 3.0), (9, 2.0)]
+
+
+def test_numbers_of_every_kind_are_the_same_bits():
+    values = [0.1, -0.0, math.inf, math.nan, 5e-324, 1, np.float32(0.1), np.float64(1 / 3), True]
+    found = stored([Block("r", 0, [2**41 + i for i in range(len(values))], {"a": values}, 0)])
+    assert [point.time for point in found] == [2**41 + i for i in range(len(values))]
+    assert [struct.pack("d", point.values["a"]) for point in found] == [struct.pack("d", value) for value in values]
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1.0]])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises((TypeError, struct.error)):
+        stored([Block("r", 0, [1], {"a": [value]}, 0)])
 
 
 @pytest.fixture
