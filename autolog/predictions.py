@@ -143,6 +143,12 @@ def remember(fitted: Any, run: Run, model: str | None) -> None:
         _put(_trained, fitted, Trained(run, model, next(others, None) or Told()))
 
 
+def forget(fitted: Any) -> None:
+    """Forget what a fitted object stands for: it has changed."""
+    if _get(_trained, fitted) is not None:
+        _trained.pop(id(fitted), None)
+
+
 def trained(fitted: Any) -> Trained | None:
     """Return what a fitted object stands for, None for one that was not recorded."""
     found: Trained | None = _get(_trained, fitted)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from autolog import patching, predictions, scores
 from autolog.flavor import Derived, Flavor
-from flavors.xgboost import distributed, estimators, folds, training
+from flavors.xgboost import distributed, estimators, folds, predicted, training
 from flavors.xgboost.loops import Loops
 
 
@@ -46,6 +46,9 @@ class XGBoostFlavor(Flavor):
         self.wrap_training(home, "cv", training.cv, opens=training.is_first_rank, rebind=True, also=names)
         patching.install(self._stack, home.CVPack, "eval", folds.evaluate)
         self.on_unpatch(self._loops.patch(module.Booster))
+        self.wrap_call(module.Booster, "predict", predicted.predict)
+        self.wrap_call(module.Booster, "inplace_predict", predicted.predict)
+        self.wrap_call(module.Booster, "load_model", predicted.load_model)
         self.when_imported("xgboost.dask", self._patch_dask)
         base = getattr(module, "XGBModel", None)
         if base is None:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autolog import guard, runtime, scope
+from autolog import guard, predictions, runtime, scope
 from autolog.patching import user_frame, variable_name
+from autolog.predictions import Trained
 from autolog.records import now
 from autolog.run import Run
 from flavors.xgboost import importances, lineage, matrices, params, snapshots
@@ -30,6 +31,7 @@ class _Loop:
         self.step = 0
         self.rounds = 0
         self.inputs: Any = None
+        self.told: Trained | None = None
         self.data: set[tuple[str, str]] = set()
         #: What the last round scored, name -> (value, time).
         self.values: dict[str, tuple[float, int]] = {}
@@ -46,6 +48,7 @@ class _Loop:
         frozen = snapshots.freeze(self.booster)
         key = self.run.model(lambda: snapshots.booster_snapshot(frozen, inputs, form), step=self.step, register=True)
         lineage.remember(self.booster, key)
+        predictions.remember(self.booster, self.run, key)
         for name, (value, time) in self.values.items():
             # The run's own point, time included, so that it is one.
             self.run.metrics({name: value}, step=self.step, time=time, model=key)
@@ -85,7 +88,10 @@ class Loops:
 
     def update(self, method: Any, booster: Any, args: Any, kwargs: Any) -> Any:
         """Go around ``Booster.update`` and ``Booster.boost``, outside of any training: a round."""
-        if not runtime.recording() or getattr(_inside, "here", False):
+        if getattr(_inside, "here", False):
+            return method(booster, *args, **kwargs)
+        if not runtime.recording():
+            predictions.forget(booster)
             return method(booster, *args, **kwargs)
         loop = guard.run("record a boosting loop", self._begin, booster, args, kwargs)
         _inside.here = True  # update calls boost where there is an objective of the user's.
@@ -112,6 +118,7 @@ class Loops:
         loop = self._open.get(id(booster))
         if loop is not None:
             return loop
+        predictions.forget(booster)
         if not self._may_record():
             return None
         self.end_of_thread(threading.get_ident())
@@ -122,6 +129,9 @@ class Loops:
         if parent:
             run.tags(parent)
         lineage.forget(booster)
+        # What it predicts between two rounds is a series of the run, and of no recorded model.
+        predictions.remember(booster, run, None)
+        loop.told = predictions.trained(booster)
         loop.step = before - 1
         self._describe(loop, args[0] if args else kwargs.get("dtrain"))
         return loop
@@ -141,6 +151,8 @@ class Loops:
         loop.values = {}
         given = args[1] if len(args) > 1 else kwargs.get("iteration")
         loop.step = int(given) if given is not None else loop.step + 1
+        if loop.told is not None:
+            loop.told.told.begin_step(max(0, loop.step))
         if loop.rounds == 1:
             loop.run.params(params.defaults(params.in_effect(loop.booster), {}))
 
