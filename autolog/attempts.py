@@ -19,9 +19,9 @@ RETRIED, SUPERSEDED_BY = "autolog.retried", "autolog.superseded_by"
 def settle(client: Any, experiment_id: str, call: str) -> None:
     """Keep one run of `call`: the latest attempt that finished, else the latest that ended.
 
-    The others go to MLflow's trash, from where they can be restored, with their models: earlier attempts, of which
-    the engine kept nothing, and the slower of speculative copies. A later attempt that still runs is left to itself,
-    so that two attempts which end together never remove each other.
+    The others go to MLflow's trash, from where they can be restored, with their models and child runs: earlier
+    attempts, of which the engine kept nothing, and the slower of speculative copies. A later attempt that still runs
+    is left to itself, so that two attempts which end together never remove each other.
 
     client: an ``MlflowClient``. Raises: what the store raises while it cannot be reached.
     """
@@ -47,12 +47,32 @@ def _attempt(run: Any) -> int:
     return int(run.data.tags.get(ATTEMPT, 0))
 
 
+def sweep(client: Any, run_id: str) -> bool:
+    """Discard what was recorded for a run since :func:`settle` discarded it; return whether it did.
+
+    The attempt went on meanwhile, and its sender notices only when the store refuses something.
+    """
+    run = client.get_run(run_id)
+    standing = run.data.tags.get(SUPERSEDED_BY)
+    if standing is None:
+        return False
+    _discard(client, run, standing)
+    return True
+
+
 def _discard(client: Any, run: Any, standing: str) -> None:
-    run_id = run.info.run_id
+    """Move a run, its models and the runs below it to the trash."""
+    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    of_it = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    while below := client.search_runs([experiment_id], filter_string=of_it, max_results=1000):
+        for child in below:
+            _discard(client, child, standing)
     for version in client.search_model_versions(f"run_id = '{run_id}'"):
         client.delete_model_version(version.name, version.version)
-    for model in client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+    for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
         client.delete_logged_model(model.model_id)
+    if run.info.lifecycle_stage == "deleted":
+        return
     client.set_tag(run_id, SUPERSEDED_BY, standing)
     gone = guard.attempt(client.delete_run, run_id)
     if gone.error is not None and client.get_run(run_id).info.lifecycle_stage != "deleted":

@@ -233,6 +233,8 @@ class Delivery:
     def _one(self, row: Row, *, uncertain: bool) -> None:
         record = row.record
         if record.run in self._gone:
+            if isinstance(record, EndRun):
+                self._superseded(record.run)  # Models and child runs may have come after it was gone.
             return
         try:
             self._take(record, uncertain=uncertain)
@@ -282,7 +284,12 @@ class Delivery:
     def _give_up(self, run: str, error: BaseException) -> None:
         self._gone.add(run)
         self._batches.pop(run, None)
-        self._spool.problem("gone", f"{error}; what was recorded for it since then is not")
+        if not self._superseded(run):
+            self._spool.problem("gone", f"{error}; what was recorded for it since then is not")
+
+    def _superseded(self, run: str) -> bool:
+        """Return whether another attempt at a run's carried call stands; then discard what came late of this one."""
+        return bool(guard.attempt(lambda: attempts.sweep(*self._where(run)[:2])).value)
 
     def _open_run(self, record: OpenRun) -> None:
         if self._own_process and Path(record.cwd).is_dir():

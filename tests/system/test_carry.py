@@ -510,3 +510,75 @@ def test_spark_connect_groups_are_recorded(place) -> None:
     assert sorted(run.data.params["by_key.key.0"] for run in calls) == ["a", "b", "c"]
     assert alphas(calls) == ["1.0"] * 3
     assert {run.data.tags["mlflow.autologging"] for run in calls} == {"sklearn"}
+
+
+# -- copies of one call -----------------------------------------------------------------------------------------------
+
+COPIES = """
+    import os, subprocess, sys, time
+    from pathlib import Path
+    import autolog, cloudpickle
+    from sklearn.linear_model import Ridge
+
+    def train(alpha):
+        attempt = os.environ["ATTEMPT"]
+        coef = Ridge(alpha=alpha).fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]).coef_[0]
+        Path(f"trained-{attempt}").touch()
+        while attempt == os.environ["SLOWER"] and not Path("ended").exists():
+            time.sleep(0.01)
+        Ridge(alpha=2.0).fit([[0.0], [1.0]], [0.0, 1.0])
+        return coef
+
+    def task(attempt):
+        from pyspark import TaskContext
+        context = TaskContext._getOrCreate()
+        context._stageId, context._partitionId, context._taskAttemptId = 3, 1, attempt
+        cloudpickle.loads(Path("function").read_bytes())(1.0)
+
+    def start(attempt):
+        return subprocess.Popen([sys.executable, __file__, attempt], env={**os.environ, "ATTEMPT": attempt})
+
+    if __name__ == "__main__":
+        if len(sys.argv) > 1:
+            task(int(sys.argv[1]))
+            sys.exit()
+        autolog.autolog()
+        Path("function").write_bytes(cloudpickle.dumps(autolog.carry(train)))
+        slower = os.environ["SLOWER"]
+        slow = start(slower)
+        while not Path(f"trained-{slower}").exists():
+            assert slow.poll() is None
+            time.sleep(0.01)
+        assert start({"7": "8", "8": "7"}[slower]).wait() == 0
+        if os.environ["KILL"]:
+            slow.kill()
+        Path("ended").touch()
+        slow.wait()
+"""
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["both end", "the slower is killed"])
+@pytest.mark.parametrize("slower", [7, 8])
+def test_of_two_copies_of_a_task_that_run_at_once_one_stands(place, slower: int, kill: bool) -> None:
+    """As Spark speculates: the same partition of the same stage, in two processes. One host alone never does, so that
+    the task contexts are set by hand here; trainings, processes and their ends are real."""
+    out, err = place.run(place.script(COPIES), SLOWER=str(slower), KILL="yes" if kill else "")
+    assert (out, err) == ("", "")
+    # Both ended: the later attempt. One was killed: the other.
+    stands = 15 - slower if kill else 8
+    place.wait_for(lambda: not place.spools(), 60)
+    parent, call, second = place.runs()
+    assert {run.info.status for run in (parent, call, second)} == {"FINISHED"}
+    assert (call.data.tags[PARENT], second.data.tags[PARENT]) == (parent.info.run_id, call.info.run_id)
+    assert (call.data.params["alpha"], second.data.params["alpha"]) == ("1.0", "2.0")
+    assert call.data.tags["autolog.attempt"] == str(stands + 1)
+    client = MlflowClient(tracking_uri=place.store)
+    trash = client.search_runs([parent.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert {run.data.tags["autolog.superseded_by"] for run in trash} == {call.info.run_id}
+    (gone,) = [run for run in trash if "autolog.attempt" in run.data.tags]
+    assert gone.data.tags["autolog.attempt"] == str(15 - stands + 1)
+    assert call.data.tags["autolog.retried"] == gone.info.run_id
+    assert [run.data.tags[PARENT] for run in trash if run is not gone] == ([] if kill else [gone.info.run_id])
+    models = client.search_logged_models([parent.info.experiment_id])
+    assert sorted(model.source_run_id for model in models) == sorted([call.info.run_id, second.info.run_id])
+    assert {model.status.value for model in models} == {"READY"}
