@@ -100,6 +100,11 @@ class Schedule:
             return now - self._last >= AUTO_SECONDS and now - self._started >= self._spent * AUTO_SHARE
         return False
 
+    def steps_left(self, steps: int) -> int | None:
+        """Return how many more steps there are until one is due, after `steps` of them; None where others decide."""
+        amount, unit = self.policy.interval
+        return int(self._last_step + amount) - steps if unit == "step" else None
+
     def due_at_epoch(self) -> bool:
         """Count an epoch and return whether a snapshot is due at its end."""
         self._epochs += 1

@@ -52,10 +52,6 @@ class Root:
         #: It cannot be copied; said once.
         self.failed = False
 
-    def saw(self, signature: dict[str, str]) -> None:
-        """Take the signature that a forward showed."""
-        self.signature = signature
-
 
 class _Pool:
     """The memory that the snapshots of one model are copied into."""
@@ -163,6 +159,8 @@ class Checkpointer:
         self._current: dict[Root, str] = {}
         self._current_at = -1
         self._companions: list[Any] = []
+        #: (keys, values) of evaluations whose values are still to be recorded.
+        self._unscored: list[tuple[Mapping[Root, str], Mapping[str, Any]]] = []
         self.epochs = 0
 
     # -- what the training says -----------------------------------------------------------------------------------
@@ -192,6 +190,18 @@ class Checkpointer:
         if self._schedule is None or not self._schedule.due_at_step(step + 1):
             return None
         return self._take(entry, step, values)
+
+    def steps_left(self, steps: int) -> int | None:
+        """Return in how many updates :meth:`after_step` has to be asked again at the latest, None where time decides.
+
+        steps: how many were made.
+        """
+        return 1 if self._open else self._schedule.steps_left(steps) if self._schedule is not None else None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is one that :meth:`after_step` is to hand over."""
+        return bool(self._open)
 
     def pass_begins(self) -> None:
         """Say that a pass over a loader is about to begin, before any random number is drawn for it."""
@@ -226,8 +236,7 @@ class Checkpointer:
         if score is None or self._schedule is None:
             return key
         if key is not None:
-            keys = dict(self._current)
-            self._run.later("keep the best checkpoint", lambda: self._score(keys, values))
+            self._unscored.append((dict(self._current), values))
         self._settle()
         # What a device still computes may be better, so the weights are kept until that is known.
         known = isinstance(score, float)
@@ -239,6 +248,12 @@ class Checkpointer:
         if key is None and self._schedule.affordable():
             key = self._take_best(entry, values, (values, step, at), known=known)
         return key
+
+    def recorded(self) -> None:
+        """Say that what evaluations have shown is recorded, so that the worker will find numbers there."""
+        unscored, self._unscored = self._unscored, []
+        for keys, values in unscored:
+            self._run.later("keep the best checkpoint", functools.partial(self._score, keys, values))
 
     def complete(self, *, last: bool = False) -> None:
         """Hand over what was copied, now that the step is over; last: no other follows."""

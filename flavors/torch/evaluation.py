@@ -4,15 +4,16 @@ The loss functions of ``torch.nn.functional`` are looked at, which torch's loss 
 steps, their values without gradients are added up, weighted by batch size. For classification losses with integer
 targets the predicted class is compared with the target, from the very tensors that the loss saw.
 
-Accuracy is looked at within a budget: a hundredth of the pass, and a few milliseconds besides. Of a training pass that
-leaves a sample of its batches. Of an evaluation it is recorded only where every batch was looked at.
+Accuracy is looked at within a budget: of a training, all batches while that takes some milliseconds in all, then as
+many as take a hundredth of the time, so that an epoch's is that of a sample of its batches. Of an evaluation, it is
+recorded only where every batch was looked at, which may take a few milliseconds and a hundredth of its time.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime
@@ -44,22 +45,50 @@ FUNCTIONS = (
     "triplet_margin_loss",
 )
 _CLASSES = ("cross_entropy", "nll_loss")
-#: Seconds for accuracy in each pass, and the share of its time besides.
+#: Seconds for accuracy in each evaluation, and the share of its time besides.
 _FREE, _SHARE = 0.005, 0.01
+#: Seconds for accuracy in the epochs of each training before that share holds.
+_FREE_IN_TRAINING = 0.02
 
 
-def wrap(name: str, original: Any, threads: Threads) -> Any:
-    """Return a function that calls `original`, one of :data:`FUNCTIONS`, and looks at its result."""
+class Budget:
+    """When to compare classes again while training. due: not before that time."""
+
+    __slots__ = ("_free", "due")
+
+    def __init__(self) -> None:
+        self._free = _FREE_IN_TRAINING
+        self.due = 0.0
+
+    def spent(self, seconds: float, at: float) -> None:
+        """Note that it took so long, until `at`."""
+        self._free -= seconds
+        if self._free < 0:
+            self.due = at + seconds / _SHARE
+
+
+def wrap(name: str, original: Any, threads: Threads, under_way: Mapping[int, Pass]) -> Any:
+    """Return a function that calls `original`, one of :data:`FUNCTIONS`, and looks at its result.
+
+    under_way: the passes over loaders.
+    """
     import torch
 
     compiling = torch.compiler.is_dynamo_compiling
-    grad = torch.is_grad_enabled
+    grad, run = torch.is_grad_enabled, guard.run
 
     @functools.wraps(original)
     def loss(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if not compiling() and threads.pending.passes and runtime.enabled:
-            guard.run("look at a loss", see, threads.pending, name, result, args, kwargs, grad)
+        if not compiling() and under_way and runtime.enabled:
+            pending = threads.pending
+            if pending.passes:
+                training = grad()
+                inner: Pass = pending.passes[-1]
+                if training and pending.function is name and inner.at < pending.budget.due:
+                    pending.called = pending.stepped
+                else:
+                    run("look at a loss", see, pending, inner, name, result, args, kwargs, training)
         return result
 
     # torch.jit.script compiles what stands here instead.
@@ -69,16 +98,23 @@ def wrap(name: str, original: Any, threads: Threads) -> Any:
 
 
 def see(
-    pending: Pending, name: str, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], grad: Callable[[], bool]
+    pending: Pending,
+    inner: Pass,
+    name: str,
+    result: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: bool,
 ) -> None:
-    """Look at one loss inside a pass; name: of the function that returned `result`."""
-    inner: Pass = pending.passes[-1]
+    """Look at one loss inside a pass; name: of the function that returned `result`; training: with gradients."""
     scores = args[0] if args else kwargs.get("input")
     if scores is None or not scores.dim() or result.dim():
         return
-    if not grad():
-        if inner.stepped:
-            return
+    if training:
+        pending.computes(name)
+    elif inner.stepped:
+        return
+    else:
         size = int(scores.shape[0])
         value = result.item() if result.is_cpu else result.detach()
         total = inner.losses.setdefault(name, [0.0, 0, 0])
@@ -86,32 +122,35 @@ def see(
         total[0] = total[0] + (value if kwargs.get("reduction") == "sum" else value * size)
         total[1] += size
         total[2] += 1
-    else:
-        pending.functions[name] = pending.stepped
-    if name in _CLASSES:
-        _compare(inner, scores, args[1] if len(args) > 1 else kwargs.get("target"), kwargs.get("ignore_index", -100))
-
-
-def _compare(inner: Pass, scores: Any, target: Any, ignored: int) -> None:
+    if name not in _CLASSES:
+        return
+    target = args[1] if len(args) > 1 else kwargs.get("target")
     if target is None or scores.dim() != target.dim() + 1 or target.is_floating_point():
         return
     started = time.perf_counter()
-    if inner.cost > _FREE + (started - inner.started) * _SHARE:
+    if started < pending.budget.due if training else inner.cost > _FREE + (started - inner.started) * _SHARE:
         inner.skipped = True
         return
-    import torch
+    _compare(inner, scores.detach(), target, kwargs.get("ignore_index", -100))
+    at = time.perf_counter()
+    if training:
+        pending.budget.spent(at - started, at)
+    else:
+        inner.cost += at - started
 
-    with torch.no_grad():
-        right = (scores.detach().argmax(1) == target).sum()
-        count: Any = target.numel()
-        if ignored >= 0 or (count and target.is_cpu and bool((target == ignored).any())):
-            kept = target != ignored
-            right, count = ((scores.detach().argmax(1) == target) & kept).sum(), kept.sum()
+
+def _compare(inner: Pass, scores: Any, target: Any, ignored: int) -> None:
+    right = scores.argmax(1) == target
+    count: Any = target.numel()
+    # No class has a negative number; the common case, that no target has either, is seen without a comparison.
+    if count and (ignored >= 0 or not target.is_cpu or int(target.min()) < 0):
+        kept = target != ignored
+        right, count = right & kept, kept.sum()
+    right = right.sum()
     if target.is_cpu:
         right, count = int(right), int(count)
     inner.correct[0] = inner.correct[0] + right
     inner.correct[1] = count if inner.correct[1] is None else inner.correct[1] + count
-    inner.cost += time.perf_counter() - started
 
 
 def names(evaluated: Mapping[str, Any], trained: Collection[str], prefix: str) -> dict[str, str]:
@@ -123,4 +162,4 @@ def names(evaluated: Mapping[str, Any], trained: Collection[str], prefix: str) -
     return {name: f"{prefix}_loss" if name == only else f"{prefix}_{name}" for name in evaluated}
 
 
-__all__ = ["FUNCTIONS", "names", "see", "wrap"]
+__all__ = ["FUNCTIONS", "Budget", "names", "see", "wrap"]

@@ -27,7 +27,9 @@ from flavors.torch import evaluation, models, optimizers, shapes
 from flavors.torch.harvest import Harvest
 from flavors.torch.lightning import CONNECTORS, patch_connector
 from flavors.torch.optimizers import Origin
+from flavors.torch.passes import Pass
 from flavors.torch.recorder import Recorder
+from flavors.torch.series import Series
 
 
 class TorchFlavor(Flavor):
@@ -54,7 +56,7 @@ class TorchFlavor(Flavor):
 
         compiling = module.compiler.is_dynamo_compiling
         threads = recorder.threads
-        after_step, run = recorder.after_step, guard.run
+        after_step, again, run = recorder.after_step, Series.step, guard.run
         mutes, muted = scope.mutes, scope.is_muted
 
         # Each step: as little as can be, and nothing that could raise, outside of guard.run.
@@ -76,9 +78,11 @@ class TorchFlavor(Flavor):
                 pending.depth -= 1
                 return
             pending.depth = 0
-            pending.searching = False
             if runtime.enabled and not (mutes and muted()):
-                run("record an optimizer step", after_step, optimizer, pending)
+                series = pending.series
+                if series is None or not run("record an optimizer step", again, series, optimizer, pending):
+                    run("record an optimizer step", after_step, optimizer, pending)
+                    pending.searching = False
             else:
                 pending.clear()
 
@@ -107,7 +111,7 @@ class TorchFlavor(Flavor):
         tensor_backward = torch.Tensor.backward.__code__
         threads = recorder.threads
         mutes, muted = scope.mutes, scope.is_muted
-        run, frame_at = guard.run, sys._getframe
+        run, frame_at, see, tensor_class = guard.run, sys._getframe, Series.see, torch.Tensor
 
         @functools.wraps(original)
         def backward(
@@ -129,22 +133,21 @@ class TorchFlavor(Flavor):
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
                 return
             pending = threads.pending
-            try:
-                caller = frame_at(2)
-            except ValueError:
-                caller = None
+            series = pending.series
+            kept = None
             # In front of it, since it frees the graph. A backward inside a backward recomputes activations; that is
             # never at a line that is known for its losses.
-            kept = run("record a loss", pending.see_again, tensors, caller)
+            if series is not None and not pending.count and type(tensors) is tensor_class:
+                try:
+                    kept = run("record a loss", see, series, tensors, frame_at(2))
+                except ValueError:
+                    kept = None  # Nobody called who called this.
             if not kept and inside_backward() == -1:
                 kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward)
             try:
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             except BaseException:
-                if kept:
-                    pending.forget(kept)
-                if pending.training is not None:
-                    pending.training.failed = True
+                pending.forget(kept or 0)
                 raise
 
         self._replace(torch.autograd, "backward", original, backward)
@@ -213,7 +216,7 @@ class TorchFlavor(Flavor):
 
         original, original_next = torch.utils.data.DataLoader.__iter__, _BaseDataLoaderIter.__next__
         passes = recorder.passes
-        clock = time.perf_counter
+        clock, run, got, under_way = time.perf_counter, guard.run, Pass.got, passes.open
 
         @functools.wraps(original)
         def __iter__(self: Any) -> Any:
@@ -233,7 +236,9 @@ class TorchFlavor(Flavor):
             except StopIteration:
                 guard.run("end a pass over a loader", passes.end, self)
                 raise
-            guard.run("note a batch", passes.got, self, batch, clock() - started)
+            known = under_way.get(id(self))
+            if known is not None:
+                run("note a batch", got, known, batch, started, clock())
             return batch
 
         self._replace(torch.utils.data.DataLoader, "__iter__", original, __iter__)
@@ -245,7 +250,7 @@ class TorchFlavor(Flavor):
 
         for name in evaluation.FUNCTIONS:
             original = getattr(functional, name)
-            made = evaluation.wrap(name, original, recorder.threads)
+            made = evaluation.wrap(name, original, recorder.threads, recorder.passes.open)
             self._replace(functional, name, original, made)
             replaced[id(original)] = (original, made)
         self._rebind(replaced)

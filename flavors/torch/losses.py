@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flavors.torch.evaluation import Budget
 from flavors.torch.sites import Site, find, known_sites
 from flavors.torch.values import Later
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from flavors.torch.optimizers import Entry
+    from flavors.torch.series import Series
     from flavors.torch.training import Training
 
 #: Backwards without any optimizer step after which nothing is kept: then no optimizer of torch's is in use.
@@ -39,22 +40,24 @@ class Pending:
     __slots__ = (
         "_tensor",
         "_unused",
+        "batches",
+        "budget",
+        "called",
         "clipped",
         "count",
         "depth",
-        "entry",
+        "function",
         "functions",
+        "known",
         "losses",
         "passes",
         "searching",
         "seen_in",
-        "site",
-        "sole",
+        "series",
         "stepped",
         "stepping",
         "training",
         "unscaled",
-        "value",
     )
 
     def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
@@ -63,21 +66,20 @@ class Pending:
         #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
         self._unused = unused
         self.losses: dict[Site, list[Kept]] = {}
-        #: How many :attr:`losses` holds.
+        #: How many they are.
         self.count = 0
-        #: Instead of them, where there is only one, at :attr:`site`: that, and its :attr:`value`.
-        self.sole: Site | None = None
-        self.value = 0.0
-        #: The last line of the user's that calls ``backward`` itself, where its losses are no quotients or products.
-        self.site: Site | None = None
+        #: What expects the next loss, and may keep it instead of :attr:`losses`; all that expect one, by its line.
+        self.series: Series | None = None
+        self.known: dict[Site, Series] = {}
         #: id of the optimizer whose step is under way, the outermost where one calls another's.
         self.stepping = 0
         self.depth = 0
         #: Whether its step evaluates the loss several times (LBFGS); then the first one is what `step` returns.
         self.searching = False
-        #: The training that stepped last in this thread, and the optimizer, where the next is likely to be the same.
+        #: The training that stepped last in this thread.
         self.training: Training | None = None
-        self.entry: Entry | None = None
+        #: How many losses each line had in the last step, 0 where they differ or share one.
+        self.batches = 0
         #: The training that was under way when the first of :attr:`losses` was kept.
         self.seen_in: Training | None = None
         #: What the user's clipping returned since the last step, the norm of the gradients.
@@ -88,35 +90,12 @@ class Pending:
         self.stepped = 0
         #: The loss functions that the training uses, each with the value of :attr:`stepped` at its last call.
         self.functions: dict[str, int] = {}
+        #: The last that was called, and when, which :attr:`functions` need not know yet.
+        self.function = ""
+        self.called = 0
+        self.budget = Budget()
         #: The loader passes under way in this thread, outermost first.
         self.passes: list[Any] = []
-
-    def see_again(self, tensors: Any, caller: FrameType | None) -> int:
-        """Keep a loss of the steady state: the first of its step, at the same line as the last; return 1, else 0.
-
-        Each step, so this does as little as can be: the machine's caches are cold here, and each function, object or
-        call into torch that is touched costs ten times what it does alone.
-
-        caller: of what called ``torch.autograd.backward``, which is ``Tensor.backward`` if it is at that line.
-        """
-        site = self.site
-        if (
-            site is None
-            or caller is None
-            or caller.f_lasti != site.offset
-            or caller.f_code is not site.code
-            or self.sole is not None
-            or self.losses
-            or type(tensors) is not self._tensor
-            or not tensors.is_cpu
-        ):
-            return 0
-        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
-        self.value = tensors.item()
-        self.sole = site
-        training = self.training
-        self.seen_in = None if training is None or training.ended else training
-        return 1
 
     def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> int:
         """Keep what is about to be differentiated, where it is a loss; return how many losses were kept.
@@ -129,22 +108,63 @@ class Pending:
         self._unfold()
         if self.losses and not self.depth and self._thrown_away():
             self.clear()
-        before = self.count if self.losses else 0
+        before = self.count
         site = known_sites.get((id(frame.f_code), frame.f_lasti)) or find(frame, "backward", method=method)
         if isinstance(tensors, list | tuple):
             for i, tensor in enumerate(tensors):
                 self._keep(site.part(i), tensor)
         else:
+            site.direct = method and frame.f_code is site.code and frame.f_lasti == site.offset
+            series = self.known.get(site)
+            if (
+                series is not None
+                and series.site is site
+                and not self.losses
+                and type(tensors) is self._tensor
+                and tensors.is_cpu
+            ):
+                series.kept = tensors.item()
+                self.series = series
+                return 1
             self._keep(site, tensors)
-            here = method and frame.f_code is site.code and frame.f_lasti == site.offset
-            self.site = site if here and site.plain >= _PLAIN else None
         return max(0, self.count - before)
 
     def _unfold(self) -> None:
-        site, self.sole = self.sole, None
-        if site is not None:
-            self.losses[site] = [self.value]
+        series = self.series
+        if series is not None and series.kept is not None and series.site is not None:
+            self.losses[series.site] = [series.kept]
             self.count = 1
+            self.seen_in = self.training
+            series.kept = None
+
+    def _open(self) -> Training | None:
+        training = self.training
+        return None if training is None or training.ended else training
+
+    def holds(self) -> bool:
+        """Return whether something is kept."""
+        return bool(self.losses) or (self.series is not None and self.series.kept is not None)
+
+    def expect(self, series: Series, number: int, site: Site, due: float, left: int | None) -> None:
+        """Say that the next updates are like the last; as :meth:`Series.expect`."""
+        if site.plain >= _PLAIN and not self.searching:
+            series.expect(number, site, due, left)
+            self.known[site] = series
+            self.series = series
+
+    def expect_not(self, series: Series) -> None:
+        """Say that the next update is not like the last one in `series`."""
+        if series.site is not None:
+            self.known.pop(series.site, None)
+        series.expect_nothing()
+        if self.series is series:
+            self.series = None
+
+    def ended(self) -> None:
+        """Say that :attr:`training` has ended."""
+        self._unfold()
+        self.series = None
+        self.known.clear()
 
     def _thrown_away(self) -> bool:
         """Return whether no step will use the gradients of what is kept.
@@ -164,13 +184,12 @@ class Pending:
         first = kept is None
         if kept is None:
             if not self.losses:
-                self.count = 0
-                self.seen_in = None if (training := self.training) is None or training.ended else training
+                self.seen_in = self._open()
             kept = []
         elif self.searching:
             return
         elif self.count > _LIMIT:
-            self.losses.clear()
+            self.clear()
             return
         if not isinstance(tensor, self._tensor) or tensor.numel() != 1:
             return
@@ -191,9 +210,13 @@ class Pending:
 
     def forget(self, kept: int) -> None:
         """Take back the last of what was kept, as its backward raised; kept: how many."""
-        if self.sole is not None:
-            self.sole = None
-            return
+        if self.training is not None:
+            self.training.failed = True
+        if self.series is not None:
+            self.series.look_soon()
+            if kept and self.series.kept is not None:
+                self.series.kept = None
+                return
         left = self.count - kept
         for site, held in reversed(list(self.losses.items())):
             if self.count <= left:
@@ -206,14 +229,26 @@ class Pending:
     def clear(self) -> None:
         """Forget what is kept."""
         self.losses.clear()
-        self.sole = None
         self.count = 0
+        if self.series is not None:
+            self.series.kept = None
         self.clipped = None
-        self.unscaled = False
+        self.searching = self.unscaled = False
 
     def begin(self) -> None:
         """Say that the step under way is the first of a training: other loss functions than its own are forgotten."""
+        if self.function:
+            self.functions[self.function] = self.called
         self.functions = {name: at for name, at in self.functions.items() if at == self.stepped - 1}
+        self.function = ""
+        self.budget = Budget()
+
+    def computes(self, function: str) -> None:
+        """Note that a loss function is called to be differentiated."""
+        if self.function:
+            self.functions[self.function] = self.called
+        self.function, self.called = function, self.stepped
+        self.functions[function] = self.stepped
 
     def scaled(self) -> bool:
         """Return whether a loss kept has a factor of its own, as mixed precision multiplies in."""
@@ -224,6 +259,8 @@ class Pending:
         self._unfold()
         taken, self.losses, self.count = self.losses, {}, 0
         self.unscaled = False
+        counts = {len(kept) for kept in taken.values()}
+        self.batches = next(iter(counts)) if len(counts) == 1 else 0
         found: dict[Site, Any] = {}
         scale: Any = None
         for site, kept in taken.items():

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from flavors.torch.gradients import Sampler
     from flavors.torch.series import Series
-    from flavors.torch.sites import Site
     from flavors.torch.training import Root, Training
 
 _serial = itertools.count(1)
@@ -41,10 +40,8 @@ class Entry:
     """
 
     __slots__ = (
-        "alive",
+        "_steps",
         "apart",
-        "clips",
-        "due",
         "kept",
         "learning_rates",
         "module",
@@ -58,9 +55,6 @@ class Entry:
         "sampler",
         "serial",
         "series",
-        "site",
-        "steps",
-        "sum",
         "thread",
         "training",
     )
@@ -71,7 +65,7 @@ class Entry:
         self.thread = threading.get_ident()
         self.module = weakref.ref(module) if module is not None else None
         self.training: Training | None = None
-        self.steps = 0
+        self._steps = 0
         self.refused = False
         self.name = ""
         #: Metric name of each parameter group's learning rate.
@@ -82,22 +76,23 @@ class Entry:
         self.apart: tuple[dict[str, Any], int, int] | None = None
         #: What its updates are recorded in while each has the same metrics, all of them numbers.
         self.series: Series | None = None
-        #: The only loss of such an update, and (sum, count) of it over the epoch.
-        self.site: Site | None = None
-        self.sum: list[float] = [0.0, 0.0]
-        #: Until when nothing but a row is to be made of such updates, in milliseconds.
-        self.due = 0.0
-        #: Whether the user's own clipping says the norm of the gradients.
-        self.clips = False
         self.sampler: Sampler | None = None
         #: A parameter that gets gradients: None again once they are reset.
         self.probe: Any = None
         #: (class name, state, parameter groups) of the optimizer, which is dead when the last checkpoint is taken.
         self.kept: tuple[str, Any, list[dict[str, Any]]] | None = None
         self.origin: Origin | None = None
-        #: :attr:`number` while the optimizer is alive, then 0: another may have the same identity by then.
-        self.alive = self.number
         self.optimizer = weakref.ref(optimizer, lambda _: died(self))
+
+    @property
+    def steps(self) -> int:
+        """How many updates it has made in its training."""
+        series = self.series
+        return self._steps if series is None or series.site is None else series.next
+
+    @steps.setter
+    def steps(self, made: int) -> None:
+        self._steps = made
 
     @property
     def last(self) -> tuple[dict[str, Any], int, int] | None:
@@ -138,7 +133,8 @@ class Registry:
         number = id(optimizer)
 
         def died(entry: Entry) -> None:
-            entry.alive = 0
+            if entry.series is not None:
+                entry.series.number = 0
             # A new optimizer may have got the identity of the dead one before this is called.
             if self._entries.get(number) is entry:
                 del self._entries[number]

@@ -35,6 +35,7 @@ class Pass:
     """
 
     __slots__ = (
+        "at",
         "batch_size",
         "begun",
         "correct",
@@ -64,7 +65,8 @@ class Pass:
         self.iterator = iterator
         self.pending = pending
         self.begun = pending.stepped
-        self.started = time.perf_counter()
+        #: When it began, and when the loop got the last batch.
+        self.started = self.at = time.perf_counter()
         self.waited = 0.0
         self.samples = 0
         self.spoken_for = False
@@ -79,6 +81,12 @@ class Pass:
     def stepped(self) -> bool:
         """Whether an optimizer has stepped in it."""
         return self.pending.stepped != self.begun
+
+    def got(self, batch: Any, asked: float, at: float) -> None:
+        """Note one batch, asked for and got at these times."""
+        self.waited += at - asked
+        self.at = at
+        self.samples += size(batch)
 
     def end(self) -> None:
         """Say what it was."""
@@ -112,7 +120,8 @@ class Passes:
 
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
-        self._open: dict[int, Pass] = {}
+        #: Looked at by each wrapper before anything else: where no loader is walked, there is nothing to do.
+        self.open: dict[int, Pass] = {}
 
     def before(self) -> None:
         """Say that an iterator is about to be made, which draws random numbers."""
@@ -123,38 +132,34 @@ class Passes:
     def begin(self, loader: Any, iterator: Any, name: str) -> None:
         """Begin a pass; `iterator` may be one that loaders with persistent workers use again."""
         number = id(iterator)
-        before = self._open.pop(number, None)
+        before = self.open.pop(number, None)
         if before is not None:
             before.end()
         pending = self._threads.pending
         made = Pass(loader, name, weakref.ref(iterator, lambda _: self._left(number)), pending)
-        self._open[number] = made
+        self.open[number] = made
         pending.passes.append(made)
-
-    def got(self, iterator: Any, batch: Any, seconds: float) -> None:
-        """Note one batch."""
-        known = self._open.get(id(iterator))
-        if known is not None:
-            known.waited += seconds
-            known.samples += size(batch)
 
     def end(self, iterator: Any) -> None:
         """End a pass whose iterator has nothing more."""
-        known = self._open.pop(id(iterator), None)
+        known = self.open.pop(id(iterator), None)
         if known is not None:
             known.end()
 
     def _left(self, number: int) -> None:
-        known = self._open.get(number)
+        known = self.open.get(number)
         # A pass of another iterator may have got the identity by now.
         if known is not None and known.iterator() is None:
-            del self._open[number]
+            del self.open[number]
             guard.run("end a pass over a loader", known.end)
 
 
 def size(batch: Any) -> int:
     """Return how many samples a batch has: the length of its first tensor; 0 where there is none."""
     while True:
+        if type(batch) in (list, tuple) and batch:
+            batch = batch[0]
+            continue
         shape = getattr(batch, "shape", None)
         if shape is not None:
             return int(shape[0]) if len(shape) else 0

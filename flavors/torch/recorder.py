@@ -49,30 +49,18 @@ class Recorder:
     def after_step(self, optimizer: Optimizer, pending: Pending) -> None:
         """Record a step that succeeded."""
         pending.stepped += 1
-        entry = pending.entry
-        if entry is None or entry.alive != id(optimizer):
-            entry = self.registry.get(optimizer)
+        entry = self.registry.get(optimizer)
         training = entry.training if entry is not None else None
-        # In the steady state, nothing is done here that need not be.
-        if (
-            entry is not None
-            and training is not None
-            and pending.sole is not None
-            and pending.sole is entry.site
-            and training.record_again(entry, optimizer, pending)
-        ):
-            pending.sole = pending.clipped = None
-            if pending.entry is not entry:
-                pending.entry, pending.training = entry, training
-            return
         norm, pending.clipped = pending.clipped, None
         losses = pending.take()
         if entry is None or training is None or training.ended:
             entry, training = self._join(optimizer, entry, pending)
             if entry is None or training is None:
                 return
-        pending.entry, pending.training = entry, training
-        training.record(entry, optimizer, losses, norm)
+        if pending.training is not training:
+            pending.training = training
+            training.followers.append(pending)
+        training.record(entry, optimizer, pending, losses, norm)
 
     def clipped(self, args: Any, kwargs: Any, norm: Any) -> None:
         """Take the norm that the user's clipping computed: the 2-norm, of gradients that are not scaled."""
@@ -88,7 +76,7 @@ class Recorder:
         """Note that the gradients of `optimizer` are zero: what was differentiated before is in no update of its."""
         pending = self.threads.pending
         training = pending.training
-        if pending.depth or (pending.sole is None and not pending.losses):
+        if pending.depth or not pending.holds():
             return
         known = self.registry.waiting(threading.get_ident()) if training is None or training.ended else training.entries
         # Of several optimizers, the loss may be another's.

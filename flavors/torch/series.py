@@ -1,27 +1,49 @@
 """The numbers of consecutive updates of one optimizer, in one flat list that another thread picks up.
 
 Between two updates the training's own code and data have pushed ours out of the processor's caches, so that each thing
-touched costs several times what it costs in a loop by itself. In the steady state an update is therefore one call that
-extends a list by its numbers and its time: no record, no dict and no lock, and no other thread sees a part of a row.
+touched (a function, an object, a call into torch) costs ten times what it costs in a loop by itself. In the steady
+state, where each update is like the last, all that is needed stands in one object, and an update is one call that
+extends a list by its numbers and its time: no record, no dict and no lock. No other thread sees a part of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
     from autolog.records import Block
     from autolog.run import Run
+    from flavors.torch.losses import Pending
+    from flavors.torch.sites import Site
 
 
 class Series:
     """Metrics that are recorded together, one row for each of consecutive steps.
 
-    names: of the metrics. rows: their values and the time in milliseconds, one row of `width` after the other.
+    names: of the metrics; rows: their values and the time in milliseconds, one row of `width` after the other.
+    number: id of the optimizer, 0 where the next update cannot be like the last, whose only loss was at `site`.
     """
 
-    __slots__ = ("_first", "_run", "block", "names", "rows", "width")
+    __slots__ = (
+        "_code",
+        "_due",
+        "_first",
+        "_left",
+        "_offset",
+        "_run",
+        "block",
+        "counted",
+        "kept",
+        "names",
+        "number",
+        "rows",
+        "site",
+        "width",
+    )
 
     def __init__(self, run: Run, names: Sequence[str], step: int) -> None:
         self._run = run
@@ -32,6 +54,85 @@ class Series:
         self.rows: list[Any] = []
         #: The step that the first of them is of.
         self._first = step
+        #: The step of the first row that :meth:`uncounted` is to return.
+        self.counted = step
+        self.number = 0
+        self.site: Site | None = None
+        self._code: CodeType | None = None
+        self._offset = -1
+        #: Until when, in milliseconds, and for how many updates there is nothing to do but to add a row.
+        self._due = 0.0
+        self._left: int | None = None
+        #: The loss at :attr:`site`, where that is all that was differentiated since the last step.
+        self.kept: float | None = None
+
+    # -- the steady state -----------------------------------------------------------------------------------------
+
+    def expect(self, number: int, site: Site, due: float, left: int | None) -> None:
+        """Say that the next updates of optimizer `number` are like the last, until `due` or so many updates later."""
+        self.number, self.site, self._due, self._left = number, site, due, left
+        self._code, self._offset = (site.code, site.offset) if site.direct else (None, -1)
+
+    def expect_nothing(self) -> None:
+        """Say that the next update is not like the last."""
+        self.number, self.site, self._code, self.kept = 0, None, None, None
+
+    def look_soon(self) -> None:
+        """Say that there is more to do at the next update."""
+        self._due = 0.0
+
+    def see(self, tensor: Any, caller: FrameType) -> int:
+        """Keep a loss, if it is the first of its step and at the line of the last; return how many were kept.
+
+        tensor: a ``torch.Tensor``, of no subclass. caller: of what called ``torch.autograd.backward``, which is
+        ``Tensor.backward`` if it is at that line.
+        """
+        if (
+            caller.f_lasti != self._offset
+            or caller.f_code is not self._code
+            or self.kept is not None
+            or not tensor.is_cpu
+        ):
+            return 0
+        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
+        self.kept = tensor.item()
+        return 1
+
+    def step(self, optimizer: Any, pending: Pending) -> bool:
+        """Record an update like the last: one loss, learning rates, perhaps a norm; return False where it is not."""
+        loss = self.kept
+        if loss is None or self.number != pending.stepping:
+            return False
+        at = time_ns() // 1_000_000
+        if at >= self._due:
+            return False
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 1:
+                return False
+        groups = optimizer.param_groups
+        if self.width == 3 and len(groups) == 1 and pending.clipped is None:
+            rate = groups[0].get("lr")
+            if type(rate) is not float:
+                return False
+            self.rows.extend((loss, rate, at))
+        else:
+            row = [loss, *[group.get("lr") for group in groups]]
+            norm = pending.clipped
+            if norm is not None and norm.is_cpu:
+                row.append(norm.item())
+            if len(row) + 1 != self.width or not all(type(value) is float for value in row):
+                return False
+            pending.clipped = None
+            self.rows.extend((*row, at))
+        self.kept = None
+        block = self.block
+        if block is None or block.taken is not None:
+            self._go_on()
+        pending.stepped += 1
+        return True
+
+    # -- rows -----------------------------------------------------------------------------------------------------
 
     @property
     def next(self) -> int:
@@ -48,25 +149,31 @@ class Series:
         """Record the row of step :attr:`next`: the values in the order of :attr:`names`, and the time."""
         self.rows.extend(row)
         if self.block is None or self.block.taken is not None:
-            self.go_on()
+            self._go_on()
+
+    def uncounted(self) -> list[float]:
+        """Return the first value of each row since the last call; rows are kept until then."""
+        found: list[float] = self.rows[(self.counted - self._first) * self.width :: self.width]
+        self.counted += len(found)
+        return found
 
     def close(self) -> None:
         """Have every row taken: the last may have come while the block was closed on the other side."""
         if self.block is not None:
             self.block.take()
-            self.go_on()
+            self._go_on()
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """Begin a block with what the last one has not taken.
 
-        In a new list, so that what is recorded is let go of, all but the last row.
+        In a new list, so that what is recorded and counted is let go of, all but the last row.
         """
         width = self.width
         taken = (0 if self.block is None else self.block.taken) or 0
-        kept = max(0, min(taken, len(self.rows) // width - 1))
-        self.rows = self.rows[kept * width :]
-        self._first += kept
-        first = taken - kept
+        gone = max(0, min(taken, self.counted - self._first, len(self.rows) // width - 1))
+        self.rows = self.rows[gone * width :]
+        self._first += gone
+        first = taken - gone
         self.block = None
         if len(self.rows) // width > first:
             times = Column(self.rows, width - 1, width)

@@ -1,4 +1,4 @@
-"""The model's signature, from one training forward.
+"""The model's signature, and the precision that it computes in, from one training forward.
 
 ``Module.__call__`` is replaced for that one iteration. A forward hook on the user's module would be found in what the
 user saves or copies in between, and a global forward hook disables torch's fast path and recompiles compiled modules.
@@ -18,7 +18,8 @@ from autolog.signature import Schema
 if TYPE_CHECKING:
     from torch.nn import Module
 
-Found = Callable[[dict[str, str]], None]
+#: Gets the signature, None where it cannot be told, and the dtype that autocast computes in, None where it is off.
+Found = Callable[[dict[str, str] | None, str | None], None]
 
 _armed: dict[int, tuple[Any, Found]] = {}
 _lock = threading.Lock()
@@ -41,7 +42,7 @@ _TYPES = {
 
 
 def arm(module: Module, found: Found) -> None:
-    """Call `found` with the signature that the next training forward of `module` shows."""
+    """Call `found` with what the next training forward of `module` shows."""
     import torch
 
     compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
@@ -92,9 +93,21 @@ def _see(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: 
     if armed is None or armed[0] is not module:
         return
     disarm(module)
-    made = signature.signature(inputs(module, args, kwargs), outputs(output))
-    if made is not None:
-        armed[1](made)
+    made = guard.run("infer the model's signature", lambda: _signature(module, args, kwargs, output))
+    armed[1](made, _autocast(module))
+
+
+def _signature(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> dict[str, str] | None:
+    return signature.signature(inputs(module, args, kwargs), outputs(output))
+
+
+def _autocast(module: Any) -> str | None:
+    import torch
+
+    kind = next((parameter.device.type for parameter in module.parameters()), None)
+    if kind is None or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
 
 
 def inputs(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Schema | None:

@@ -22,16 +22,18 @@ class Site:
     """One call in the user's code, the instruction at `offset` of `code`.
 
     names: what its operands are called there, outermost first; may be empty.
+    direct: whether the call is made there itself, not by a library that was called there.
     divisor: the number of micro-batches that this site is known to divide its loss by.
     plain: how many of its losses were seen to be neither a quotient nor a product; negative once one was.
     """
 
-    __slots__ = ("_parts", "code", "divisor", "names", "offset", "plain")
+    __slots__ = ("_parts", "code", "direct", "divisor", "names", "offset", "plain")
 
     def __init__(self, code: CodeType, offset: int, names: tuple[str, ...]) -> None:
         self.code = code
         self.offset = offset
         self.names = names
+        self.direct = False
         self.divisor = 0
         self.plain = 0
         self._parts: list[Site] = [self]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
 import time
-from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flavors.torch.passes import Pass
     from flavors.torch.sites import Site
 
-#: Milliseconds between two looks whether a checkpoint is due, where time decides that.
+#: Milliseconds after which an update is looked at closely: whether a checkpoint is due, for one.
 _LOOK = 50
 
 
@@ -69,12 +69,16 @@ class Training:
         #: Names of metrics of whole passes.
         self._said: set[str] = set()
         self._passes = 0
+        #: The last update and how many micro-batches it took, None once their number is recorded.
+        self._accumulated: tuple[int, int] | None = (-1, 0)
+        #: Metrics of passes that are still to be recorded, as :meth:`_say` has them.
+        self._closed: list[tuple[dict[str, Any], int, int, str | None, tuple[str, ...] | None]] = []
         self._facts: dict[str, Any] = {}
         #: The data that epochs were made of, and what other data is called; weakly.
         self._trained_on: list[Any] = []
         self._evaluated_on: list[tuple[Any, str]] = []
-        #: When to ask next whether a checkpoint is due, in milliseconds.
-        self._look_at = 0
+        #: What the threads that it is trained in have pending.
+        self.followers: list[Pending] = []
 
     # -- joining --------------------------------------------------------------------------------------------------
 
@@ -148,29 +152,41 @@ class Training:
         text = guard.run("summarize the model", models.summary, module)
         if text is not None:
             self.run.text("model_summary.txt" if len(self.roots) == 1 else f"model_summary_{root.name}.txt", text)
-        if self.run.config.log_models and self.run.config.log_model_signatures:
-            guard.run("infer the model's signature", shapes.arm, module, root.saw)
+        guard.run("look at the model's next forward", shapes.arm, module, functools.partial(self._saw, root))
         return root
+
+    def _saw(self, root: Root, signature: dict[str, str] | None, autocast: str | None) -> None:
+        if self.run.config.log_model_signatures:
+            root.signature = signature
+        if autocast is not None and root is self.roots[0]:
+            self.run.params({"autocast": autocast})
 
     # -- each step ------------------------------------------------------------------------------------------------
 
-    def record(self, entry: Entry, optimizer: Optimizer, losses: dict[Site, Any], norm: Any = None) -> None:
+    def record(
+        self, entry: Entry, optimizer: Optimizer, pending: Pending, losses: dict[Site, Any], norm: Any = None
+    ) -> None:
         """Record one update: its losses, the learning rates that it was made with, the norm of its gradients.
 
         norm: what the user's clipping computed, a tensor.
         """
+        if self._closed:
+            self._say_closed()
+        self._sum_up(entry)
         step = entry.steps
+        if entry.series is not None:
+            pending.expect_not(entry.series)
         entry.steps = step + 1
         self.failed = False
+        if self._accumulated is not None:
+            self._count(step, pending.batches)
         later = False
         values: dict[str, Any] = {}
         for site, value in losses.items():
             name = self._names.get(site) or self._name(site, losses)
             values[name] = value
             if type(value) is float:
-                total = self.sums.setdefault(name, [0.0, 0.0])
-                total[0] += value
-                total[1] += 1
+                self._sum(name, value)
             else:
                 later = True
         groups = optimizer.param_groups
@@ -185,17 +201,20 @@ class Training:
                 rate = number(rate)
                 later = later or type(rate) is not float
             values[names[i]] = rate
-        entry.clips = norm is not None
-        if norm is not None:
+        clips = norm is not None
+        if clips:
             entry.sampler = None
             norm = values[self._of("grad_norm", entry)] = number(norm)
             later = later or type(norm) is not float
-        key = None
-        at = now()
+        key, at = None, now()
+        due, left = math.inf, None
         if entry is self._leader:
-            key = self._look(entry, step, values, at)
+            key = self.checkpoints.after_step(entry, step, values)
+            due, left = at + _LOOK, self.checkpoints.steps_left(step + 1)
+        self._sample(entry, optimizer, step, at)
+        if entry.sampler is not None:
+            due = min(due, entry.sampler.due)
         entry.apart = (values, step, at)
-        entry.site = None
         if later:
             self._later += 1
             self._drain.add(values, step, at, key, tuple(self._names[site] for site in losses))
@@ -208,85 +227,31 @@ class Training:
                     series.close()
                 series = entry.series = Series(self.run, tuple(values), step)
             series.add((*values.values(), at))
+            series.counted = step + 1
             entry.apart = None
-            if len(losses) == 1 and len(values) == 1 + len(groups) + entry.clips:
-                (only,) = losses
-                entry.site = only
-                entry.sum = self.sums[self._names[only]]
-                entry.due = 0
-        self._sample(entry, optimizer, step, at)
+            if len(losses) == 1 and len(values) == 1 + len(groups) + clips:
+                pending.expect(series, id(optimizer), next(iter(losses)), due, left)
 
-    def record_again(self, entry: Entry, optimizer: Optimizer, pending: Pending) -> bool:
-        """Record an update like the one before, with one loss, a number; return False where it is not like that."""
-        series = entry.series
-        if series is None:
-            return False
-        loss = pending.value
-        groups = optimizer.param_groups
-        row: tuple[Any, ...]
-        if len(groups) == 1 and pending.clipped is None:
-            rate = groups[0].get("lr")
-            if type(rate) is not float:
-                return False
-            at = time_ns() // 1_000_000
-            row = (loss, rate, at)
+    def _count(self, step: int, batches: int) -> None:
+        """Record how many micro-batches an update takes, once two in turn have taken as many."""
+        if batches > 1 and self._accumulated == (step - 1, batches):
+            self.run.params({"gradient_accumulation_steps": batches})
+            self._accumulated = None
         else:
-            rates = [group.get("lr") for group in groups]
-            norms = []
-            if pending.clipped is not None:
-                if not pending.clipped.is_cpu:
-                    return False
-                norms = [pending.clipped.item()]
-            if any(type(rate) is not float for rate in rates):
-                return False
-            at = time_ns() // 1_000_000
-            row = (loss, *rates, *norms, at)
-        if len(row) != series.width:
-            return False
-        if at >= entry.due:
-            self._see_to(entry, optimizer, dict(zip(series.names, row, strict=False)), at)
-        step = entry.steps
-        entry.steps = step + 1
-        total = entry.sum
-        total[0] += loss
+            self._accumulated = (step, batches)
+
+    def _sum(self, name: str, value: float) -> None:
+        total = self.sums.setdefault(name, [0.0, 0])
+        total[0] += value
         total[1] += 1
-        if entry.apart is None:
-            series.add(row)
-        if self.failed:
-            self.failed = False
-        return True
 
-    def _see_to(self, entry: Entry, optimizer: Optimizer, values: dict[str, Any], at: int) -> None:
-        """Do what is due in between: take a checkpoint of update :attr:`Entry.steps`, measure its gradients.
-
-        With a checkpoint, the update's values are recorded here, linked to it, and the next one is looked at anew.
-        """
-        step = entry.steps
-        leads = entry is self._leader
-        key = None
-        if leads and at >= self._look_at:
-            entry.steps = step + 1
-            key = self._look(entry, step, values, at)
-            entry.steps = step
-        if key is not None:
-            self.run.metrics(values, step=step, time=at, model=key)
-            entry.apart = (values, step, at)
-            entry.site = None
-        self._sample(entry, optimizer, step, at)
-        entry.due = min(self._look_at if leads else math.inf, math.inf if entry.sampler is None else entry.sampler.due)
-
-    def _look(self, entry: Entry, step: int, values: dict[str, Any], at: int) -> str | None:
-        """Let a checkpoint be taken where one is due: asked at each step, or where time decides now and then."""
-        key = self.checkpoints.after_step(entry, step, values)
-        by_steps = self.run.config.checkpoints.interval[1] == "step"
-        self._look_at = 0 if by_steps or key is not None else at + _LOOK
-        return key
-
-    def _look_soon(self) -> None:
-        """Look at the next update whether a checkpoint is due, or one is to be handed over."""
-        self._look_at = 0
-        if self._leader is not None:
-            self._leader.due = 0
+    def _sum_up(self, entry: Entry) -> None:
+        """Add to the sums of the epoch what the updates of the steady state have left out."""
+        series = entry.series
+        if series is not None and series.site is not None:
+            name = self._names[series.site]
+            for value in series.uncounted():
+                self._sum(name, value)
 
     def _sample(self, entry: Entry, optimizer: Optimizer, step: int, at: int) -> None:
         """Measure the norm of the gradients, where that is due."""
@@ -344,25 +309,18 @@ class Training:
             self._trained_on.append(walked.dataset)
         at, step = now(), entry.steps - 1
         values: dict[str, Any] = {"epoch": float(self.checkpoints.epochs)}
-        sums, self.sums = self.sums, {}
         for other in self.entries:
-            if other.site is not None:
-                other.sum = self.sums.setdefault(self._names[other.site], [0.0, 0.0])
-        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items() if count})
+            self._sum_up(other)
+        sums, self.sums = self.sums, {}
+        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items()})
         if walked.correct[1] is not None:
             values["accuracy"] = _ratio(*walked.correct)
         seconds = time.perf_counter() - walked.started
         if walked.samples and seconds > 0:
             values["samples_per_second"] = walked.samples / seconds
             values["data_wait_share"] = min(1.0, walked.waited / seconds)
-        self._said.update(values)
-        key = self.checkpoints.epoch_ended(entry)
-        self._look_soon()
         later, self._later = self._later, 0
-        if later or any(type(value) is Later for value in values.values()):
-            self._drain.add(values, step, at, key, None)
-        else:
-            self.run.metrics(values, step=step, time=at, model=key)
+        self._say(values, step, at, self.checkpoints.epoch_ended(entry), None if later else ())
 
     def evaluated(self, walked: Pass) -> None:
         """Record what a pass without steps showed, at the step of the last update before it.
@@ -383,13 +341,32 @@ class Training:
                 values[called[name]] = total / size if type(total) is float else Later([total], 1.0 / size)
         if walked.correct[1] is not None and not walked.skipped:
             values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
+        self._say(values, step, at, self.checkpoints.evaluated(entry, values, step, at))
+
+    def _say(
+        self, values: dict[str, Any], step: int, at: int, key: str | None, losses: tuple[str, ...] | None = ()
+    ) -> None:
+        """Record metrics of a whole pass; key: of the checkpoint that they are of; losses: as :meth:`Drain.add` has it.
+
+        Those of the first epoch wait until the next one steps, or the end: by then the user has logged by hand what
+        they log each epoch, and what is logged under the same names is left to them.
+        """
         self._said.update(values)
-        key = self.checkpoints.evaluated(entry, values, step, at)
-        self._look_soon()
-        if any(type(value) is Later for value in values.values()):
-            self._drain.add(values, step, at, key)
-        else:
-            self.run.metrics(values, step=step, time=at, model=key)
+        self._closed.append((values, step, at, key, losses))
+        if self._passes > 1:
+            self._say_closed()
+        leader = self._leader.series if self._leader is not None else None
+        if leader is not None and (self._closed or self.checkpoints.under_way):
+            leader.look_soon()
+
+    def _say_closed(self) -> None:
+        closed, self._closed = self._closed, []
+        for values, step, at, key, losses in closed:
+            if losses is None or any(type(value) is Later for value in values.values()):
+                self._drain.add(values, step, at, key, losses)
+            else:
+                self.run.metrics(values, step=step, time=at, model=key)
+        self.checkpoints.recorded()
 
     def _prefix(self, walked: Pass) -> str:
         dataset = walked.dataset()
@@ -447,6 +424,7 @@ class Training:
             self.run.metrics(values, step=step, time=at, model=key)
         else:
             self._drain.add(values, step, at, key)
+        self.checkpoints.recorded()
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -455,11 +433,16 @@ class Training:
         if self.ended:
             return
         self.ended = True
+        for pending in self.followers:
+            pending.ended()
         for root in self.roots:
             if root.module is not None:
                 shapes.disarm(root.module)
+        self._say_closed()
         for entry in self.entries:
             if entry.series is not None:
+                entry.steps = entry.steps
+                entry.series.expect_nothing()
                 entry.series.close()
         guard.run("record the final model", self.checkpoints.final, status)
         guard.run("end the run", self.run.end, status, error)
@@ -472,7 +455,7 @@ class Training:
             root.module = None
         for entry in self.entries:
             entry.probe = entry.root = entry.apart = entry.kept = None
-            entry.series = entry.site = entry.sampler = None
+            entry.series = entry.sampler = None
 
 
 def _ratio(part: Any, whole: Any) -> Any:
