@@ -2,13 +2,16 @@
 
 Nobody is told of these operations, so their results are found by making them again: an array that a metric function is
 given in the place of the predictions, and that is no prediction by identity, is compared with what the most recent
-predictions give that are still alive. All values must be equal, so that the metric is that of the model whatever the
-user did; and just one model's prediction of one dataset must give them. Arrays of a single value are not looked at: any
-model that fails gives these. Nor is the first argument, the truth, which a perfect model's predictions equal.
+predictions give that are still alive. ``accuracy_score(y, model.predict(X) > 0.5)`` leaves nothing of its own, so that
+a copy of the last one of a thread is kept until the next, where it is small. All values must be equal, so that the
+metric is that of the model whatever the user did; and just one model's prediction of one dataset must give them. Arrays
+of a single value are not looked at: any model that fails gives these. Nor is the first argument, the truth, which a
+perfect model's predictions equal.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +19,8 @@ from typing import Any
 
 #: Predictions that are compared with, numbers in one of them at most, and rows that are compared first.
 RECENT, LARGEST, PROBE = 8, 2_000_000, 32
+#: Numbers in a prediction at most that a copy is kept of.
+KEPT = 100_000
 
 #: What metric functions call their second argument where it is a prediction.
 _PREDICTED = ("y_pred", "y_score", "y_proba", "y_prob", "pred_decision", "labels_pred", "labels")
@@ -23,6 +28,7 @@ _PREDICTED = ("y_pred", "y_score", "y_proba", "y_prob", "pred_decision", "labels
 Operation = Callable[[Any], Any]
 
 _recent: deque[tuple[weakref.ref[Any], Any, Any]] = deque(maxlen=RECENT)
+_here = threading.local()
 
 
 def remember(output: Any, prediction: Any, classes: Any) -> None:
@@ -31,7 +37,9 @@ def remember(output: Any, prediction: Any, classes: Any) -> None:
     classes: of a classifier, in the order of the columns; None for what has none.
     """
     if hasattr(output, "__array_interface__") and 0 < output.size <= LARGEST:
-        _recent.append((weakref.ref(output), prediction, classes))
+        of = weakref.ref(output)
+        _recent.append((of, prediction, classes))
+        _here.last = (of, output.copy()) if output.size <= KEPT else None
 
 
 def waiting() -> bool:
@@ -46,8 +54,11 @@ def origin(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if values is None or len(values) == 0 or (values == values[0]).all():
         return None
     found = {}
+    last = getattr(_here, "last", None)
     for ref, prediction, classes in list(_recent):
         output = ref()
+        if output is None and last is not None and last[0] is ref:
+            output = last[1]
         if output is None or len(output) != len(values):
             continue
         if any(_gives(operation, output, values) for operation in _operations(output, classes)):

@@ -274,7 +274,7 @@ def score(call: Call) -> Generator[None, Any, None]:
 def metric(call: Call) -> Generator[None, Any, None]:
     """Hook for metric functions: record the value, if one of the arguments is a prediction of a recorded model."""
     prediction = None
-    if (_made or _buffers) and getattr(_local, "depth", 0) == 0:
+    if (_made or _buffers or postprocessed.waiting()) and getattr(_local, "depth", 0) == 0:
         found = (origin(value) for value in (*call.args, *call.kwargs.values()))
         prediction = next((each for each in found if each is not None), None)
         if (prediction is not None or postprocessed.waiting()) and not by_user(call):

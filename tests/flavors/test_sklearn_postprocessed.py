@@ -92,11 +92,21 @@ def test_the_truth_and_constants_are_taken_for_no_prediction(recorder, cancer):
     assert told(recorder.run()) == {}
 
 
-def test_predictions_that_are_gone_are_compared_with_no_more(recorder, cancer):
+def test_the_last_prediction_is_followed_where_nothing_of_it_is_left(recorder, cancer):
     X, y = cancer
     recorder.start(log_models=False)
     model = LogisticRegression(max_iter=5000).fit(X, y)
-    accuracy_score(y, model.predict_proba(X).argmax(axis=1))
+    value = accuracy_score(y, model.predict_proba(X).argmax(axis=1))
+    assert told(recorder.run()) == {"accuracy_score_X": value}
+
+
+def test_earlier_predictions_that_are_gone_are_compared_with_no_more(recorder, cancer):
+    X, y = cancer
+    recorder.start(log_models=False)
+    model = LogisticRegression(max_iter=5000).fit(X, y)
+    labels = model.predict_proba(X).argmax(axis=1)
+    model.predict_proba(X[:10])
+    accuracy_score(y, labels)
     assert told(recorder.run()) == {}
 
 
