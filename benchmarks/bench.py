@@ -23,6 +23,8 @@ from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 WARM_UP = 2
+#: Rows that are scripts, below; the others are workloads.
+ALONE = ("import", "point", "pyspark-save")
 
 IMPORT_OURS = """
 import time; start = time.perf_counter()
@@ -55,6 +57,23 @@ mlflow.log_metrics({"a": 1.0, "b": 2.0, "c": 3.0}, step=0)
 start = time.perf_counter()
 for i in range(200): mlflow.log_metrics({"a": 1.0, "b": 2.0, "c": 3.0}, step=i)
 print((time.perf_counter() - start) / 200)
+"""
+
+RECORD_IN_SPARK = f"""
+import statistics, sys, time
+sys.path.insert(0, {str(HERE)!r})
+import autolog; autolog.autolog()
+from workloads import spark_pipeline
+train, more = spark_pipeline(), []
+for turn in range(9):
+    model = train()
+    start = time.perf_counter()
+    assert autolog.flush(120)
+    recorded = time.perf_counter() - start
+    start = time.perf_counter()
+    model.write().overwrite().save("native")
+    more.append(recorded - (time.perf_counter() - start))
+print(statistics.median(more[2:]))
 """
 
 
@@ -100,6 +119,8 @@ def environ(folder: Path) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Spark as in the tests: its own defaults spend minutes on compiling what a few rows run through.
+        "SPARK_CONF_DIR": str(HERE.parent / "tests" / "spark"),
     }
 
 
@@ -173,14 +194,14 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", help=f"any of import, point, {', '.join(WORKLOADS)} (default all)")
+    parser.add_argument("workloads", nargs="*", help=f"any of {', '.join((*ALONE, *WORKLOADS))} (default all)")
     parser.add_argument("--repeat", type=int, help="turns of each workload")
     parser.add_argument("--without-mlflow", action="store_true", help="leave MLflow's own autologging out")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--markdown", type=Path, help="write the table there, too, such as docs/benchmarks.md")
     options = parser.parse_args()
-    wanted = options.workloads or ["import", "point", *WORKLOADS]
-    unknown = set(wanted) - {"import", "point", *WORKLOADS}
+    wanted = options.workloads or [*ALONE, *WORKLOADS]
+    unknown = set(wanted) - {*ALONE, *WORKLOADS}
     if unknown:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
     with_mlflow = not options.without_mlflow
@@ -211,6 +232,9 @@ def main() -> None:
                 title = "one record of 3 metric points, training thread"
                 repeat = options.repeat or 5
                 row = alone(title, "<= 3 us", POINT_OURS, POINT_MLFLOW, repeat, with_mlflow, folder)
+            elif name == "pyspark-save":
+                title = "full record of a penguin Pipeline, beyond model.save"
+                row = alone(title, "<= 500 ms", RECORD_IN_SPARK, "", options.repeat or 1, False, folder)
             else:
                 workload = WORKLOADS[name]
                 row = compare(workload, options.repeat or workload.repeat, with_mlflow, folder)

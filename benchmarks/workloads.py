@@ -110,12 +110,7 @@ def _penguins_in_spark() -> tuple[Any, list[str]]:
     from palmerpenguins import load_penguins
     from pyspark.sql import SparkSession
 
-    spark = (
-        SparkSession.builder.master("local[2]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.shuffle.partitions", "2")
-        .getOrCreate()
-    )
+    spark = SparkSession.builder.master("local[2]").getOrCreate()
     spark.sparkContext.setLogLevel("OFF")
     frame = load_penguins().dropna()
     columns = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
