@@ -108,6 +108,33 @@ def test_user_evaluator(store, vectors):
     assert store.run().data.metrics["Share_vectors"] == value
 
 
+EVALUATORS = {
+    "BinaryClassificationEvaluator": {"metricName": "areaUnderPR"},
+    "ClusteringEvaluator": {},
+    "MulticlassClassificationEvaluator": {"metricName": "hammingLoss"},
+    "MultilabelClassificationEvaluator": {"metricName": "microF1Measure", "predictionCol": "said", "labelCol": "true"},
+    "RankingEvaluator": {"metricName": "ndcgAtK", "k": 1, "predictionCol": "said", "labelCol": "true"},
+    "RegressionEvaluator": {"metricName": "mae"},
+}
+
+
+def test_every_evaluator_says_its_metric(store, vectors):
+    from pyspark.ml import evaluation
+    from pyspark.ml.feature import SQLTransformer
+
+    lists = SQLTransformer(statement="SELECT *, array(prediction) said, array(label) true FROM __THIS__")
+    prediction = Pipeline(stages=[LogisticRegression(maxIter=2), lists]).fit(vectors).transform(vectors)
+    assert sorted(EVALUATORS) == sorted(kind.__name__ for kind in evaluation.JavaEvaluator.__subclasses__())
+    said = {}
+    for name, settings in EVALUATORS.items():
+        value = getattr(evaluation, name)(**settings).evaluate(prediction)
+        said[f"{settings.get('metricName', 'silhouette')}_vectors"] = value
+    metrics = store.run().data.metrics
+    assert {name: metrics[name] for name in said} == said
+    (logged,) = store.models()
+    assert {metric.key: metric.value for metric in logged.metrics if metric.key in said} == said
+
+
 def test_evaluated_long_after_the_run_ended(store, vectors):
     model = LogisticRegression(maxIter=2).fit(vectors)
     assert store.run().info.status == "FINISHED"

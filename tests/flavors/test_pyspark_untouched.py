@@ -65,6 +65,28 @@ def test_no_job_on_the_training_thread_and_nothing_persisted(recorder, spark, pe
     cached.unpersist()
 
 
+def test_plans_are_the_same(recorder, penguins, lab_pipeline):
+    def plan(frame):
+        text = frame._jdf.queryExecution().toString()
+        # Spark numbers expressions, and names stages and lambdas, anew each time.
+        return re.sub(r"#\d+L?|_[0-9a-f]{12}|Lambda[$/\w]*@?\w*|@[0-9a-f]+", "", text)
+
+    def plans():
+        frame = penguins.filter("BodyMass > 0")
+        before = plan(frame)
+        model = lab_pipeline(maxIter=1).fit(frame)
+        predicted = model.transform(frame)
+        MulticlassClassificationEvaluator(labelCol="Species").evaluate(predicted)
+        return before, plan(frame), plan(predicted)
+
+    bare = plans()
+    assert bare[0] == bare[1] and "UDF" in bare[2]
+    recorder.start("pyspark", log_input_examples=True)
+    recorded = plans()
+    assert recorder.run().info.status == "FINISHED"
+    assert recorded == bare
+
+
 def test_a_search_runs_no_job_of_ours_in_the_users_group(recorder, spark, vectors):
     tracker = spark.sparkContext.statusTracker()
     lr = LogisticRegression(maxIter=1)
