@@ -189,7 +189,7 @@ def run_script(recorder, tmp_path, train, act="pass"):
     script.write_text(textwrap.dedent(text))
     done = subprocess.run(
         [sys.executable, str(script)],
-        env={**os.environ, "AUTOLOG_SPOOL_DIR": str(tmp_path / "spool"), "AUTOLOG_EXIT_TIMEOUT": "60"},
+        env={**os.environ, "AUTOLOG_SPOOL_DIR": str(tmp_path / "spool"), "AUTOLOG_EXIT_TIMEOUT": "120"},
         capture_output=True,
         text=True,
         timeout=240,
