@@ -88,6 +88,9 @@ class Page:
         self.axes: Axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self.axes.spines[["top", "right"]].set_visible(False)
         self.axes.tick_params(labelsize=9)
+        #: Whether all pictures on this page have the same axes, in size, limits and ticks: they are then drawn once.
+        self.same_axes = False
+        self._empty: Any = None
 
     def size(self, width: float, height: float, *, left: float, bottom: float, right: float, top: float) -> None:
         """Set the size of the picture and the margins around its axes."""
@@ -149,7 +152,10 @@ class Page:
         """Write the picture as a PNG, and take away what was painted."""
         from PIL import Image
 
-        self.canvas.draw()  # type: ignore[no-untyped-call]
+        if self.same_axes:
+            self._draw_on_the_same_axes()
+        else:
+            self.canvas.draw()  # type: ignore[no-untyped-call]
         size = self.canvas.get_width_height()
         pixels = self.canvas.buffer_rgba()  # type: ignore[no-untyped-call]
         picture = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1)
@@ -164,6 +170,28 @@ class Page:
         axes.relim()
         axes.autoscale(True)
         axes.set_prop_cycle(None)
+
+    def _draw_on_the_same_axes(self) -> None:
+        """Draw what was painted on a copy of the empty axes, whose ticks take half the time of a picture."""
+        from matplotlib.axis import Axis
+        from matplotlib.spines import Spine
+
+        axes = self.axes
+        painted = [
+            each for each in axes.get_children() if not isinstance(each, Axis | Spine) and each is not axes.patch
+        ]
+        painted += [axes.xaxis.label, axes.yaxis.label]
+        if self._empty is None:
+            for artist in painted:
+                artist.set_visible(False)
+            self.canvas.draw()  # type: ignore[no-untyped-call]
+            self._empty = self.canvas.copy_from_bbox(self.figure.bbox)  # type: ignore[no-untyped-call]
+            for artist in painted:
+                artist.set_visible(True)
+        else:
+            self.canvas.restore_region(self._empty)  # type: ignore[no-untyped-call]
+        for artist in sorted(painted, key=lambda each: each.get_zorder()):
+            axes.draw_artist(artist)
 
 
 @cache
@@ -279,6 +307,7 @@ def _confusion_matrix(data: Mapping[str, Any]) -> Page:
 def _square(data: Mapping[str, Any], xlabel: str, ylabel: str) -> Page:
     """Return a page with axes from 0 to 1 both ways."""
     page = _page("square")
+    page.same_axes = True
     page.size(5.2, 5.0, left=0.8, bottom=0.55, right=0.2, top=0.4)
     page.title(data["title"])
     page.labels(xlabel, ylabel)

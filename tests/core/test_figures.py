@@ -6,7 +6,9 @@ import builtins
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from autolog import figures, runtime
 
@@ -100,3 +102,38 @@ def test_without_matplotlib_the_numbers_are_kept(recorder, monkeypatch) -> None:
     remove(folder)
     assert len(problems) == 1 and "pip install matplotlib" in problems[0]
     assert recorder.artifacts(recorder.run()) == ["a.png.json"]
+
+
+def test_pictures_on_the_same_axes_have_nothing_of_each_other(tmp_path: Path) -> None:
+    first = {
+        "title": "first",
+        "positive": "a",
+        "area": 0.9,
+        "false_positive_rate": [0, 1],
+        "true_positive_rate": [0, 1],
+    }
+    second = {**first, "title": "second", "area": 0.5, "true_positive_rate": [0.5, 1]}
+    precision = {"title": "p", "positive": "a", "average_precision": 0.5, "prevalence": 0.3, "recall": [1, 0]}
+    alone = {}
+    for name, kind, data in (
+        ("first", "roc_curve", first),
+        ("second", "roc_curve", second),
+        ("precision", "precision_recall_curve", {**precision, "precision": [0.5, 1]}),
+    ):
+        figures._page.cache_clear()
+        figures.draw(kind, data, tmp_path / f"{name}.png")
+        alone[name] = pixels(tmp_path / f"{name}.png")
+    assert len({value.tobytes() for value in alone.values()}) == 3
+    # In any order, on a page that is used again.
+    for name, kind, data in (
+        ("first", "roc_curve", first),
+        ("second", "roc_curve", second),
+        ("first", "roc_curve", first),
+    ):
+        figures.draw(kind, data, tmp_path / f"{name}.png")
+        assert (pixels(tmp_path / f"{name}.png") == alone[name]).all()
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
