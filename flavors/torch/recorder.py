@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, patching, runtime, scope
-from flavors.torch import models, unwinding
+from flavors.torch import models, shapes, unwinding
 from flavors.torch.losses import Pending, Threads
 from flavors.torch.optimizers import Entry, Origin, Registry
 from flavors.torch.passes import Passes
@@ -170,7 +170,10 @@ class Recorder:
     def loaded(self, optimizer: Optimizer) -> None:
         """Note that `optimizer` has got another state, which is the one that its last checkpoint will need."""
         entry = self.registry.get(optimizer)
-        if entry is not None and entry.kept is not None:
+        if entry is None:
+            return
+        entry.restored = True
+        if entry.kept is not None:
             entry.keep(optimizer)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -218,6 +221,12 @@ class Recorder:
             if training.process == os.getpid():
                 training.end(status, error)
         self._trainings = []
+        if self.registry.stepped_unseen() and shapes.compiles():
+            guard.say_once(
+                "compiled step",
+                "mlflow-autolog: an optimizer's steps are not recorded, since torch.compile has compiled its step(): "
+                "nothing runs in Python there. To have them recorded, compile the model instead: torch.compile(model).",
+            )
 
     def finish_here(self, status: str, error: BaseException | None) -> None:
         """End the training of the calling thread, if it began there."""

@@ -46,7 +46,7 @@ def arm(module: Module, found: Found) -> None:
     import torch
 
     compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-    if compiled or isinstance(module, torch.jit.ScriptModule) or _compiles():
+    if compiled or isinstance(module, torch.jit.ScriptModule) or compiles():
         return
     with _lock:
         _armed[id(module)] = (module, found)
@@ -66,7 +66,7 @@ def disarm(module: Module) -> None:
                 torch.nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
-def _compiles() -> bool:
+def compiles() -> bool:
     """Return whether torch.compile has compiled anything here: its guards may look at what would be replaced."""
     utils = sys.modules.get("torch._dynamo.utils")
     return bool(utils is not None and utils.counters.get("frames"))

@@ -326,3 +326,26 @@ def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
     run = recorder.run()
     assert [step for step, _ in recorder.history(run, "epoch")] == [2, 5]
     assert [step for step, _ in recorder.history(run, "train_eval_loss")] == [2, 5]
+
+
+def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
+    recorder.start()
+    model = net()
+    X, y = data()
+    optimizer = torch.optim.Adam(model.parameters())
+
+    @torch.compile(backend="eager")
+    def step():
+        optimizer.zero_grad()
+        loss = mse(model(X), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    first, last = step().item(), [step() for _ in range(3)][-1].item()
+    autolog.disable()
+    assert last < first
+    assert recorder.runs() == []
+    assert caplog.text.count("torch.compile has compiled its step()") == 1
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
