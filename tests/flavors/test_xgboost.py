@@ -660,6 +660,22 @@ def step_of(recorder, model):
     return next(output.step for output in run.outputs.model_outputs if output.model_id == model.model_id)
 
 
+@pytest.mark.parametrize("every", ["2 epochs", "2 rounds", "2 steps"])
+@pytest.mark.parametrize("booster", ["gbtree", "dart"])
+def test_an_epoch_is_a_round(recorder, matrices, every, booster):
+    """Each round goes over all of the data: of slices after the training, and of what is taken meanwhile."""
+    dtrain, _ = matrices
+    recorder.start(checkpoints=autolog.Checkpoints(every=every, keep_last=None))
+    xgb.train({**PARAMS, "booster": booster}, dtrain, 7)
+    models = recorder.models()
+    found = sorted(
+        (step_of(recorder, model), load(recorder, model).num_boosted_rounds())
+        for model in models
+        if model.name == "checkpoint"
+    )
+    assert found == [(1, 2), (3, 4), (5, 6)]
+
+
 @pytest.mark.parametrize("booster", ["gbtree", "dart"])
 def test_checkpoints_by_rounds_are_the_model_as_it_was(recorder, matrices, cancer, booster):
     dtrain, dtest = matrices
