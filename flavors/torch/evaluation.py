@@ -131,7 +131,7 @@ def see(
     if started < pending.budget.due if training else inner.cost > _FREE + (started - inner.started) * _SHARE:
         inner.skipped = True
         return
-    _compare(inner, scores.detach(), target, kwargs.get("ignore_index", -100))
+    _compare(inner, scores.detach(), target, kwargs.get("ignore_index", -100), training=training)
     at = time.perf_counter()
     if training:
         pending.budget.spent(at - started, at)
@@ -139,8 +139,11 @@ def see(
         inner.cost += at - started
 
 
-def _compare(inner: Pass, scores: Any, target: Any, ignored: int) -> None:
-    right = scores.argmax(1) == target
+def _compare(inner: Pass, scores: Any, target: Any, ignored: int, *, training: bool) -> None:
+    predicted = scores.argmax(1)
+    right = predicted == target
+    if predicted.is_cpu and predicted.dim() == 1 and not training:
+        inner.predicted.append(predicted)
     count: Any = target.numel()
     # No class has a negative number; the common case, that no target has either, is seen without a comparison.
     if count and (ignored >= 0 or not target.is_cpu or int(target.min()) < 0):

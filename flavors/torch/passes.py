@@ -31,6 +31,7 @@ class Pass:
     waited: seconds that the loop waited for data; samples: how many it got; in batches of `batch_size`.
     logged_elsewhere: whether whoever walks it logs what it evaluates itself.
     losses: function -> [sum of loss times batch size, sum of batch sizes, count], without gradients.
+    predicted: the class of each sample, batch by batch, without gradients and on the CPU.
     correct: [how many classes were right, how many looked at], a number or on a device; None where none was.
     """
 
@@ -48,6 +49,7 @@ class Pass:
         "losses",
         "name",
         "pending",
+        "predicted",
         "samples",
         "skipped",
         "spoken_for",
@@ -72,6 +74,7 @@ class Pass:
         self.spoken_for = False
         self.logged_elsewhere = _by_lightning()
         self.losses: dict[str, list[Any]] = {}
+        self.predicted: list[Any] = []
         self.correct: list[Any] = [0, None]
         #: Seconds spent on :attr:`correct`, and whether batches were left out of it.
         self.cost = 0.0

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from autolog import guard, runtime
+from autolog import guard, predictions, runtime
 from autolog.checkpoints import Shelf
 from autolog.records import now
 from autolog.run import Run
@@ -69,6 +69,8 @@ class Training:
         #: Names of metrics of whole passes.
         self._said: set[str] = set()
         self._passes = 0
+        #: What evaluations of each data have predicted last.
+        self._predicted: dict[str, tuple[predictions.Told, Any]] = {}
         #: The last update and how many micro-batches it took, None once their number is recorded.
         self._accumulated: tuple[int, int] | None = (-1, 0)
         #: Metrics of passes that are still to be recorded, as :meth:`_say` has them.
@@ -341,7 +343,24 @@ class Training:
                 values[called[name]] = total / size if type(total) is float else Later([total], 1.0 / size)
         if walked.correct[1] is not None and not walked.skipped:
             values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
-        self._say(values, step, at, self.checkpoints.evaluated(entry, values, step, at))
+        key = self.checkpoints.evaluated(entry, values, step, at)
+        self._say(values, step, at, key)
+        if walked.predicted and not walked.skipped and self.run.config.log_post_training_metrics:
+            self._follow(prefix, walked.predicted, step, key)
+
+    def _follow(self, prefix: str, predicted: list[Any], step: int, key: str | None) -> None:
+        """Have metrics that the user computes on the classes predicted in a pass recorded as ``<metric>_<prefix>``.
+
+        They are recognised by their values, since each batch's have been through the user's lists and arrays.
+        """
+        import torch
+
+        told, _ = self._predicted.get(prefix) or (predictions.Told(), None)
+        told.begin_step(step)
+        classes = torch.cat(predicted).numpy()
+        # Held as long as nothing newer is known of this data.
+        self._predicted[prefix] = (told, classes)
+        predictions.follow(classes, predictions.Trained(self.run, key, told), classes, prefix, lambda: None)
 
     def _say(
         self, values: dict[str, Any], step: int, at: int, key: str | None, losses: tuple[str, ...] | None = ()
@@ -451,6 +470,7 @@ class Training:
 
     def release(self) -> None:
         """Let go of the user's objects."""
+        self._predicted.clear()
         for root in self.roots:
             root.module = None
         for entry in self.entries:

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import autolog
 
@@ -75,3 +76,35 @@ def test_torchmetrics(recorder):
     autolog.disable()
     run = recorder.run()
     assert recorder.history(run, "accuracy") + recorder.history(run, "BinaryAccuracy") == expected
+
+
+def test_metric_functions_on_what_an_evaluation_predicted(recorder):
+    """scikit-learn's metric functions, called each epoch on the classes that the evaluation has collected."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    recorder.start()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    X, y = torch.randn(30, 4), torch.randint(0, 3, (30,))
+    loader = DataLoader(TensorDataset(X, y), batch_size=8)
+    val_loader = DataLoader(TensorDataset(torch.randn(20, 4), torch.randint(0, 3, (20,))), batch_size=8)
+    criterion = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    expected = []
+    for epoch in range(2):
+        for features, target in loader:
+            optimizer.zero_grad()
+            criterion(model(features), target).backward()
+            optimizer.step()
+        truth, predicted = [], []
+        with torch.no_grad():
+            for features, target in val_loader:
+                scores = model(features)
+                criterion(scores, target)
+                truth.extend(target.tolist())
+                predicted.extend(scores.argmax(1).tolist())
+        expected.append((4 * epoch + 3, metrics.f1_score(truth, predicted, average="macro")))
+        metrics.accuracy_score(truth, truth[::-1])  # Of nobody's predictions.
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, "f1_score_val") == expected
+    assert [name for name in run.data.metrics if "accuracy_score" in name] == []
