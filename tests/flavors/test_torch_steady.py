@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import mlflow
 import pytest
 import torch
 from torch import nn
@@ -306,7 +307,7 @@ def test_autocast_is_a_parameter(recorder, enabled):
     assert recorder.run().data.params.get("autocast") == ("bfloat16" if enabled else None)
 
 
-def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
+def test_what_an_epoch_showed_is_recorded_at_its_last_step(recorder):
     """What an epoch showed is recorded at its step and time, and waits for the next one's first step."""
     recorder.start()
     model = net()
@@ -326,6 +327,29 @@ def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
     run = recorder.run()
     assert [step for step, _ in recorder.history(run, "epoch")] == [2, 5]
     assert [step for step, _ in recorder.history(run, "train_eval_loss")] == [2, 5]
+
+
+def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
+    """Under a name of ours, at the number of the epoch: as one curve with ours, at steps, it would be neither."""
+    mlflow.set_tracking_uri(recorder.store_uri)
+    recorder.start()
+    model = net()
+    X, y = data()
+    loader = DataLoader(TensorDataset(X, y), batch_size=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(3):
+        for features, target in loader:
+            optimizer.zero_grad()
+            mse(model(features), target).backward()
+            optimizer.step()
+        with torch.no_grad():
+            for features, target in loader:
+                mse(model(features), target)
+        mlflow.log_metric("train_eval_loss", 10.0 + epoch, step=epoch)
+    run = recorder.run()
+    assert recorder.history(run, "train_eval_loss") == [(0, 10.0), (1, 11.0), (2, 12.0)]
+    assert [step for step, _ in recorder.history(run, "epoch")] == [2, 5, 8]
+    assert run.data.tags["autolog.logged_by_hand"] == '["train_eval_loss"]'
 
 
 def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
