@@ -1,6 +1,7 @@
 """Break it, many times, at random moments that a seed chooses, and count what was lost, doubled, hung or mislabelled.
 
-    python benchmarks/chaos.py [FAULT ...] [--trials N] [--seed S] [--frameworks torch,xgboost,sklearn] [--json FILE]
+    python benchmarks/chaos.py [FAULT ...] [--trials N] [--seed S] [--frameworks torch,xgboost,sklearn]
+                               [--jobs N] [--json FILE] [--markdown FILE]
 
 Every trial is a training process of its own on a real sqlite store. The training writes down, by itself and at once,
 what it saw and when (the truth); what plain MLflow reads back afterwards is compared with it. A column counts trials:
@@ -443,7 +444,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first trial")
     parser.add_argument("--frameworks", default=",".join(TRAININGS))
     parser.add_argument("--jobs", type=int, default=2, help="trials at once")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the counts there, too")
+    parser.add_argument("--markdown", type=Path, help="write the table there, too, such as docs/chaos.md")
     given = parser.parse_args()
     unknown = set(given.faults) - set(FAULTS)
     if unknown:
@@ -466,7 +468,10 @@ def main() -> int:
                     row.counts[column] += 1
                 for kind, what in trial.problems:
                     print(f"{fault}, {framework}, seed {seed}: {kind}: {what}", file=sys.stderr, flush=True)
-    print(table(list(rows.values())))
+    shown = table(list(rows.values()))
+    print(shown)
+    if given.markdown:
+        given.markdown.write_text(shown + "\n", encoding="utf-8")
     if given.json:
         given.json.write_text(json.dumps([vars(row) for row in rows.values()]))
     return int(any(sum(row.counts.values()) for row in rows.values()))
