@@ -54,7 +54,7 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x tests/test_architecture.py tests/core
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/core tests/flavors tests/system
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_architecture.py tests/test_docs.py tests/core tests/flavors tests/system
 
 # -- figures ----------------------------------------------------------------------------------------------------------
 
