@@ -54,7 +54,10 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x tests/test_architecture.py tests/core
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_architecture.py tests/test_docs.py tests/core tests/flavors tests/system
+	@# Whole processes and servers beside the rest, in a process of their own: most of their time is waiting.
+	@$(BIN)/python -m pytest -q tests/system >$(VENV)/system-tests.log 2>&1 & system=$$!; \
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/core tests/flavors; rest=$$?; \
+	wait $$system; system=$$?; cat $(VENV)/system-tests.log; exit $$((rest || system))
 
 # -- figures ----------------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolog import beside, endings, guard, scope
 from autolog.config import Config
+from autolog.uris import working_folder
 
 if TYPE_CHECKING:
     from autolog.run import Run
@@ -95,7 +95,7 @@ def opening() -> dict[str, Any]:
         "tracking_uri": config.tracking_uri or beside.tracking_uri(),
         "experiment": config.experiment,
         "experiment_id": None if config.experiment else beside.experiment_id(),
-        "cwd": str(Path.cwd()),
+        "cwd": working_folder(),
         "system_metrics": config.log_system_metrics or beside.wants_system_metrics(),
     }
     if place["experiment"] is None and place["experiment_id"] is None:

@@ -6,6 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from autolog import guard
+
+
+def working_folder() -> str:
+    """Return the working folder of this process; the user's home where it was deleted meanwhile."""
+    found = guard.attempt(Path.cwd)
+    return str(found.value or Path.home())
+
 
 def absolute_uri(uri: str | None, cwd: str) -> str:
     """Return the tracking URI as seen from folder `cwd`; None means MLflow's own default there."""

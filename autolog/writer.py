@@ -24,6 +24,7 @@ from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
 from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
 from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
+from autolog.uris import working_folder
 
 if TYPE_CHECKING:
     from autolog.summary import Ledger
@@ -408,7 +409,7 @@ class Writer:
             raise SpoolError(f"{folder} is in use")
         spool = Spool(folder)
         spool.set_meta("pid", str(os.getpid()))
-        spool.set_meta("cwd", str(Path.cwd()))
+        spool.set_meta("cwd", working_folder())
         spool.set_meta("argv", json.dumps(sys.argv))
         guard.run("notice signals", endings.watch_signals, folder)
         self.folder = folder

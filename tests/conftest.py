@@ -103,12 +103,13 @@ def recorder(store_uri: str) -> Recorder:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_swallowed_and_unpatched() -> Iterator[None]:
+def _nothing_swallowed_and_unpatched(_places: Path) -> Iterator[None]:
     guard.reset()
     chosen = _chosen()
     yield
     autolog.disable()
     _choose(*chosen)
+    os.chdir(_places)  # A delivery in a process of its own goes where the training was.
     errors = [(what, repr(error)) for what, error in guard.swallowed]
     problems = _take_problems()
     guard.reset()

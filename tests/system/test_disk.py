@@ -173,3 +173,21 @@ def test_a_damaged_spool_does_not_keep_sync_from_the_others(place) -> None:
     assert run.info.status == "FAILED"
     assert place.history(run, "loss") == [(0, -1.0)]
     assert not place.spools()
+
+
+def test_a_working_folder_that_was_deleted_costs_nothing(place) -> None:
+    script = place.script(
+        """
+        import os, tempfile
+        import autolog
+        autolog.autolog()
+        from sklearn.linear_model import Ridge
+        folder = tempfile.mkdtemp()
+        os.chdir(folder)
+        os.rmdir(folder)
+        Ridge(alpha=2.5).fit([[0.0], [1.0]], [0.0, 1.0])
+        """
+    )
+    assert place.run(script) == ("", "")
+    (run,) = place.runs()
+    assert (run.data.params["alpha"], run.info.status) == ("2.5", "FINISHED")
