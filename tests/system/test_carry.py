@@ -219,8 +219,9 @@ def test_a_second_training_in_a_call_is_a_child_of_its_run(recorder) -> None:
         return train(1.0) + train(2.0)
 
     assert autolog.carry(twice)() == pytest.approx(2 / 3 + 0.5)
-    outer, call, second = sorted(recorder.runs(), key=lambda run: run.info.start_time)
-    assert [run.data.params.get("alpha") for run in (outer, call, second)] == [None, "1.0", "2.0"]
+    runs = recorder.runs()
+    assert sorted(run.data.params.get("alpha", "") for run in runs) == ["", "1.0", "2.0"]
+    outer, call, second = sorted(runs, key=lambda run: run.data.params.get("alpha", ""))
     assert (call.data.tags[PARENT], second.data.tags[PARENT]) == (outer.info.run_id, call.info.run_id)
     assert {run.info.status for run in (outer, call, second)} == {"FINISHED"}
 
