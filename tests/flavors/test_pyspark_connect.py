@@ -54,6 +54,7 @@ def test_connect_session_is_recorded_as_any_other(recorder, tmp_path, spark):
         [sys.executable, str(script)],
         env={
             **os.environ,
+            "SPARK_TESTING": "1",  # A free port, as other tests have a server, too.
             "AUTOLOG_SPOOL_DIR": str(tmp_path / "spool"),
             "AUTOLOG_EXIT_TIMEOUT": "120",
             "AUTOLOG_SPARK_STOP_TIMEOUT": "120",
