@@ -258,8 +258,8 @@ class Meeting:
 
     def _claim(self, run_id: Any, named: Any, *, one: bool = False) -> None:
         run = self._run_of(run_id)
-        if run is not None and named:
-            run.claim([named] if one else [metric.key for metric in named])
+        if run is not None and isinstance(named, Sequence):  # What can be read once is left to MLflow.
+            run.claim([str(named)] if one else [metric.key for metric in named])
 
     def _end_run(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         active = None if self._ours() else guard.run("see which run ends", active_run)

@@ -23,6 +23,10 @@ _SPEECH = ("params", "tags", "metrics", "block", "dataset", "text", "figure", "d
 _SECRET = "hunter2-and-some-more"
 
 
+#: Modules of the way to the store, which a flavor has no business with: it notes, through its run.
+_SENDING = ("spool", "sender", "delivery", "opening", "batches", "logged_models", "mlmodel")
+
+
 class FlavorContract:
     """Base class of a pytest class that checks a flavor: its test says what to train, the contract does the rest.
 
@@ -266,7 +270,7 @@ class FlavorContract:
             tree = ast.parse(file.read_text())
             everywhere = {name for node in ast.walk(tree) for name in _imported(node)}
             assert not any(name.partition(".")[0] == "mlflow" for name in everywhere), f"{file} imports mlflow"
-            inner = {"autolog.spool", "autolog.sender", "autolog.delivery", "autolog.mlmodel"}
+            inner = {f"autolog.{module}" for module in _SENDING}
             assert not everywhere & inner, f"{file} imports {sorted(everywhere & inner)}"
             at_import = {name.partition(".")[0] for node in tree.body for name in _imported(node)}
             assert self.flavor not in at_import, f"{file} imports {self.flavor} before it is needed"

@@ -24,7 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from autolog import guard
 from autolog.faults import Fault, fault, http_status, reason
 from autolog.ranking import direction
-from autolog.uris import absolute_uri, without_credentials
+from autolog.uris import absolute_uri, without_credentials, working_folder
 
 #: How many of the newest runs are looked through for the beginning of an id, and per request.
 NEWEST, PAGE = 5000, 1000
@@ -94,7 +94,7 @@ class StoredRun:
 
 def store_uri(given: str | None) -> str:
     """Return the tracking URI that is meant: `given`, MLFLOW_TRACKING_URI, or MLflow's default in this folder."""
-    return absolute_uri(given or os.environ.get("MLFLOW_TRACKING_URI") or None, str(Path.cwd()))
+    return absolute_uri(given or os.environ.get("MLFLOW_TRACKING_URI") or None, working_folder())
 
 
 def is_server(uri: str) -> bool:

@@ -152,9 +152,9 @@ def _deliver() -> None:
 def _client() -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
 
-    from autolog.uris import absolute_uri
+    from autolog.uris import absolute_uri, working_folder
 
-    uri = absolute_uri(runtime.config.tracking_uri or beside.tracking_uri(), str(Path.cwd()))
+    uri = absolute_uri(runtime.config.tracking_uri or beside.tracking_uri(), working_folder())
     return MlflowClient(tracking_uri=uri), uri
 
 
