@@ -27,7 +27,10 @@ def command(place, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(place.folder)
 
     def run(*words: str, **environ: str) -> tuple[int, str, str]:
-        with patch.dict(os.environ, {**place.environ, **environ}):
+        capsys.readouterr()  # What was said before it, such as by MLflow when it made the store.
+        # The width of the terminal that the tests run in is not the command's.
+        mine = {name: value for name, value in place.environ.items() if name != "COLUMNS"}
+        with patch.dict(os.environ, {**mine, **environ}, clear=True):
             with pytest.raises(SystemExit) as left:
                 main(words)
         said = capsys.readouterr()
