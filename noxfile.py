@@ -4,7 +4,8 @@
     nox -s sklearn                      scikit-learn: every Python, lowest and latest
     nox -s "xgboost-3.12(lowest)"       one of them
 
-Ranges are those of pyproject.toml. A combination for which no wheel exists is skipped.
+Ranges are those of pyproject.toml. A combination for which no wheel exists is skipped. A session installs its own
+framework and what the core's tests need, scikit-learn; tests of the core that train in another one skip there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FRAMEWORKS = {
     "pyspark": "pyspark",
 }
 #: The last Python that the lowest supported version has wheels for, or runs on, where that is not the last of all.
-LAST_OF_LOWEST = {"torch": "3.12", "sklearn": "3.12", "pyspark": "3.11"}
+LAST_OF_LOWEST = {"torch": "3.12", "pyspark": "3.11"}
 
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = list(FRAMEWORKS)
@@ -48,7 +49,7 @@ def _test(session: nox.Session, framework: str, version: str) -> None:
     if version == "lowest" and _number(str(session.python)) > _number(LAST_OF_LOWEST.get(framework, PYTHONS[-1])):
         session.skip(f"the lowest supported {framework} has no wheels for Python {session.python}")
     pins = _pins(framework, version)
-    session.install("-e", ".[all,test]", *pins)
+    session.install("-e", f".[test-core,test-{framework}]", *pins)
     tests = sorted(str(path) for path in Path("tests/flavors").glob(f"test_{framework}*.py"))
     session.run("python", "-m", "pytest", "-q", "tests/core", *tests, *session.posargs)
 

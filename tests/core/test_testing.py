@@ -6,17 +6,17 @@ import warnings
 
 import numpy as np
 import pytest
-import xgboost as xgb
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from xgboost.callback import TrainingCallback
 
 import autolog
 from autolog import guard, runtime
 from autolog.testing import FlavorContract, capture
 
+xgb = pytest.importorskip("xgboost")
+TrainingCallback = xgb.callback.TrainingCallback
 X = np.random.default_rng(0).normal(size=(60, 3))
 Y = (X[:, 0] > 0).astype(int)
 PARAMS = {"objective": "binary:logistic", "max_depth": 2, "nthread": 1, "seed": 1}
