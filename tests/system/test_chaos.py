@@ -1,4 +1,4 @@
-"""A few trials of each row of ``benchmarks/chaos.py``; the table of many is in the README."""
+"""A few trials of each row of ``benchmarks/chaos.py``; the table of many is in ``docs/chaos.md``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,278 @@
+"""One training that meets a fault in a folder of its own, and what plain MLflow reads back of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from nursery import Nursery, Process
+from trainings import TRAININGS
+
+#: Seconds before a fault within which values may be missing: the writer's interval, and its own time on a busy machine.
+GRACE = 0.15
+#: Seconds within which the surviving sender must have closed the run of a killed training.
+CLOSED = 10.0
+#: Seconds that a training process and a sync may take at all.
+PATIENCE = 120.0
+
+
+def _waits(spool: Path) -> bool:
+    """Whether records wait in `spool`, or it was never finished."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{spool}?mode=ro", uri=True)) as db:
+            return any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in ("records", "aside", "ids"))
+    except sqlite3.OperationalError:
+        return spool.exists()
+
+
+def _stood_in_line(number: int) -> float:
+    """Return the seconds that the main thread of process `number` has waited for a processor, by Linux's account."""
+    try:
+        return int(Path(f"/proc/{number}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+class Trial:
+    """One training in a folder of its own, and what became of it."""
+
+    def __init__(
+        self, framework: str, seed: int, store: str, nurseries: Mapping[str, Nursery], steps: int = 200
+    ) -> None:
+        """nurseries: where processes are forked; a trial whose name is not there begins with the interpreter."""
+        self.framework = framework
+        self.seed = seed
+        self.nurseries = nurseries
+        self.random = random.Random(f"{framework}-{seed}")
+        self.store = store
+        self.steps = steps
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.experiment = f"chaos-{self.folder.name}"
+        self.truth_file = self.folder / "truth.txt"
+        self.script = self.folder / "train.py"
+        self.script.write_text(textwrap.dedent(TRAININGS[framework]))
+        self.environ = {
+            **os.environ,
+            "AUTOLOG_SPOOL_DIR": str(self.folder / "spool"),
+            "AUTOLOG_TRACKING_URI": store,
+            "AUTOLOG_EXPERIMENT": self.experiment,
+            "AUTOLOG_EXIT_TIMEOUT": "60",
+            "PYTHONWARNINGS": "ignore",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.problems: list[tuple[str, str]] = []
+        self.process: Process | None = None
+        #: When the fault came, by the clock; values seen shortly before may be missing.
+        self.fault_at = float("inf")
+        self.missing = 0.0
+        #: Values that were compared.
+        self.compared = 0
+
+    def start(self) -> None:
+        self.process = self.run(self.framework, str(self.script), str(self.truth_file), str(self.steps), str(self.seed))
+
+    def run(self, nursery: str, *argv: str) -> Process:
+        """Start Python with `argv`, forked where there is such a nursery; what it says goes to files."""
+        if nursery in self.nurseries:
+            return self.nurseries[nursery].start(argv, self.folder, self.environ)
+        with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "stderr.txt").open("ab") as err:
+            return subprocess.Popen(
+                [sys.executable, *argv],
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+
+    def begin_sync(self) -> Process:
+        return self.run("sync", "-m", "autolog", "sync")
+
+    def said(self) -> str:
+        return (self.folder / "stderr.txt").read_text(errors="replace")[-500:]
+
+    def truth(self) -> dict[tuple[str, int], tuple[float, float]]:
+        """(metric, step) -> (value, time), as the training itself saw it."""
+        if not self.truth_file.exists():
+            return {}
+        found = {}
+        for line in self.truth_file.read_text().splitlines():
+            parts = line.split(" ")
+            if len(parts) == 4:
+                found[parts[0], int(parts[1])] = float(parts[2]), float(parts[3])
+        return found
+
+    def until_step(self, step: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(self.truth()) <= step:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                return
+            if time.monotonic() > deadline:
+                self.problems.append(("hung", f"step {step} was not reached"))
+                return
+            time.sleep(0.01)
+
+    def senders(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(b"autolog.sender" in word for word in words) and any(
+                word.startswith(str(self.folder).encode()) for word in words
+            ):
+                found.append(int(path.parent.name))
+        return found
+
+    def kill(self, *numbers: int) -> None:
+        self.fault_at = min(self.fault_at, time.time())
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+    def kill_training(self) -> None:
+        assert self.process is not None
+        self.kill(self.process.pid)
+        self.process.wait()
+
+    def kill_both(self) -> None:
+        """Kill the training and every sender, in either order, one that was just being started, too."""
+        assert self.process is not None
+        both = [*self.senders(), self.process.pid]
+        self.random.shuffle(both)
+        self.kill(*both)
+        self.process.wait()
+        quiet = time.monotonic()
+        while time.monotonic() - quiet < 0.3:
+            if late := self.senders():
+                self.kill(*late)
+                quiet = time.monotonic()
+            time.sleep(0.02)
+
+    def ended(self, code: int, seconds: float = PATIENCE) -> None:
+        """Wait for the training to end by itself, with `code`."""
+        assert self.process is not None
+        try:
+            found = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.problems.append(("hung", "the training did not end"))
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            return
+        if found != code:
+            self.problems.append(("wrong", f"exit code {found}: {self.said()}"))
+
+    def sync(self, *, twice_at_once: bool = False) -> None:
+        for each in [self.begin_sync() for _ in range(2 if twice_at_once else 1)]:
+            try:
+                each.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                each.send_signal(signal.SIGKILL)
+                each.wait()
+                self.problems.append(("hung", "autolog sync did not end"))
+
+    # -- what the store says --------------------------------------------------------------------------------------
+
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.store)
+
+    def runs(self) -> list[Any]:
+        client = self.client()
+        experiment = client.get_experiment_by_name(self.experiment)
+        return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+    def closed_within(self, seconds: float) -> None:
+        """Wait until all is delivered and every run closed; that must not take longer than `seconds`.
+
+        Seconds that a sender stood in line for a processor of a busy machine are not counted.
+        """
+        began, late = time.monotonic(), False
+        # Of each sender, the seconds that it had stood in line when it was seen first, and now.
+        line: dict[int, tuple[float, float]] = {}
+        while True:
+            for number in (senders := self.senders()):
+                waited = _stood_in_line(number)
+                line[number] = line.get(number, (waited, waited))[0], max(waited, line.get(number, (0.0, 0.0))[1])
+            if not self.waiting(senders):
+                runs = self.runs()
+                # What was seen within the writer's interval before the fault may never have reached the disk.
+                old = any(at < self.fault_at - GRACE for _, at in self.truth().values())
+                if all(run.info.status != "RUNNING" for run in runs) and (runs or not old):
+                    return
+            took = time.monotonic() - began - max((now - first for first, now in line.values()), default=0.0)
+            if took > seconds and not late:
+                late = True
+                statuses = [run.info.status for run in self.runs()]
+                self.problems.append(("hung", f"not closed within {seconds:g} s: {statuses}"))
+            if took > PATIENCE:  # Whether anything is lost, too, is seen only after the delivery.
+                return
+            time.sleep(0.1)
+
+    def waiting(self, senders: Sequence[int]) -> bool:
+        """Return whether something waits in a spool, or somebody empties one just now.
+
+        A training killed before its first transaction leaves one without a record, and no sender: the next one on the
+        machine removes it.
+        """
+        found = list((self.folder / "spool").glob("*/spool.db"))
+        return bool(found) and (bool(senders) or any(_waits(path) for path in found))
+
+    def check(self, status: str) -> None:
+        """Compare the store with the truth; the run must have ended with `status`."""
+        truth = self.truth()
+        runs = self.runs()
+        if not truth:
+            return  # Killed before its first step: there is nothing to say.
+        before = [at for _, at in truth.values() if at < self.fault_at - GRACE]
+        if not runs:
+            if before:
+                self.problems.append(("lost", "there is no run"))
+            return
+        if len(runs) > 1:
+            self.problems.append(("doubled", f"{len(runs)} runs"))
+        run = runs[0]
+        if run.info.status != status:
+            self.problems.append(("wrong", f"status {run.info.status}, not {status}"))
+        client = self.client()
+        for key in {key for key, _ in truth}:
+            history = client.get_metric_history(run.info.run_id, key)
+            held = {point.step: point.value for point in history}
+            if len(held) != len(history):
+                self.problems.append(("doubled", f"{key}: {len(history)} points of {len(held)} steps"))
+            for (name, step), (value, at) in truth.items():
+                if name != key:
+                    continue
+                if step not in held:
+                    self.missing = max(self.missing, self.fault_at - at)
+                    if at < self.fault_at - GRACE:
+                        self.problems.append(("lost", f"{key} at step {step}, {self.fault_at - at:.3f} s before"))
+                        break
+                self.compared += 1
+                if step in held and abs(held[step] - value) > 1e-6 * max(1.0, abs(value)):
+                    self.problems.append(("wrong", f"{key} at step {step} is {held[step]}, not {value}"))
+                    break
+        for model in client.search_logged_models([run.info.experiment_id]):
+            if str(model.status) not in ("READY", "FAILED"):
+                self.problems.append(("wrong", f"a LoggedModel is {model.status}"))
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        self.kill(*self.senders())
+        shutil.rmtree(self.folder, ignore_errors=True)
