@@ -59,10 +59,13 @@ class XGBoostFlavor(Flavor):
         self.follow_subclasses(base, self._patch_class)
 
     def _patch_dask(self, module: ModuleType) -> None:
-        self.wrap_training(module, "train", distributed.train, opens=training.is_first_rank, rebind=True)
+        self.wrap_training(module, "train", distributed.train, opens=distributed.opens_run, rebind=True)
+        patching.install(self._stack, module, "_train_async", distributed.train_async)
         for name in ("DaskXGBClassifier", "DaskXGBRegressor", "DaskXGBRanker"):
             # The forests inherit from these.
-            self.wrap_training(getattr(module, name), "fit", distributed.fit, opens=training.is_first_rank)
+            cls = getattr(module, name)
+            self.wrap_training(cls, "fit", distributed.fit, opens=distributed.opens_run)
+            patching.install(self._stack, cls, "_fit_async", distributed.fit_async)
 
     def _patch_class(self, cls: type) -> None:
         if cls in self._seen or cls.__module__.startswith("xgboost.dask"):

@@ -1,4 +1,4 @@
-"""XGBoost trained other than by one call of train: loops of the user's own, Dask, several ranks, inside other fits."""
+"""XGBoost trained other than by one call of train: loops of the user's own, several ranks, inside other fits."""
 
 from __future__ import annotations
 
@@ -181,56 +181,3 @@ def test_only_the_first_rank_of_a_collective_records(recorder, tmp_path):
     run = recorder.run()
     assert len(recorder.history(run, "train-rmse")) == 3
     assert len(recorder.models()) == 1
-
-
-@pytest.fixture(scope="module")
-def dask_client():
-    distributed = pytest.importorskip("distributed")
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="inproc"
-    )
-    client = distributed.Client(cluster)
-    yield client
-    client.close()
-    cluster.close()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_dask_training_is_one_run(recorder, cancer, dask_client):
-    import dask.array as da
-    import xgboost.dask  # noqa: F401 - makes xgb.dask
-
-    X, y = cancer
-    recorder.start()
-    data, target = da.from_array(X, chunks=(300, 30)), da.from_array(y, chunks=300)
-    matrix = xgb.dask.DaskDMatrix(dask_client, data, target)
-    result = xgb.dask.train(dask_client, PARAMS, matrix, num_boost_round=4, evals=[(matrix, "train")])
-    run = recorder.run()
-    assert run.info.status == "FINISHED"
-    assert (run.data.params["max_depth"], run.data.params["num_boost_round"]) == ("2", "4")
-    assert recorder.history(run, "train-logloss") == list(enumerate(result["history"]["train"]["logloss"]))
-    (logged,) = recorder.models()
-    assert load(recorder, logged).save_raw("ubj") == result["booster"].save_raw("ubj")
-    assert {m.key: m.value for m in logged.metrics}["train-error"] == result["history"]["train"]["error"][-1]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_dask_estimator_is_one_run_and_its_model_needs_no_dask(recorder, cancer, dask_client):
-    import dask.array as da
-    import xgboost.dask  # noqa: F401 - makes xgb.dask
-
-    X, y = cancer
-    recorder.start()
-    data, target = da.from_array(X, chunks=(300, 30)), da.from_array(y, chunks=300)
-    model = xgb.dask.DaskXGBClassifier(n_estimators=3, max_depth=2)
-    model.client = dask_client
-    model.fit(data, target, eval_set=[(data, target)])
-    run = recorder.run()
-    assert run.data.tags["estimator_name"] == "DaskXGBClassifier"
-    assert run.data.params["n_estimators"] == "3"
-    history = model.evals_result()["validation_0"]["logloss"]
-    assert recorder.history(run, "validation_0-logloss") == list(enumerate(history))
-    (logged,) = recorder.models()
-    loaded = load(recorder, logged)
-    assert type(loaded) is xgb.XGBClassifier
-    np.testing.assert_array_equal(loaded.predict(X), model.predict(data).compute())
