@@ -44,7 +44,7 @@ def training_killed(trial: Trial) -> None:
     """SIGKILL of the training at a random moment; the sender survives."""
     trial.start()
     trial.until_step(trial.random.randrange(0, 120))
-    time.sleep(trial.random.random() * 0.2)
+    trial.pass_time(trial.random.random() * 0.2)
     trial.kill_training()
     trial.closed_within(CLOSED)
     trial.check("FAILED")
@@ -55,7 +55,7 @@ def sender_killed(trial: Trial) -> None:
     trial.start()
     for _ in range(trial.random.randint(1, 3)):
         trial.until_step(trial.random.randrange(0, trial.steps))
-        time.sleep(trial.random.random() * 0.5)
+        trial.pass_time(trial.random.random() * 0.5)
         for number in trial.senders():
             os.kill(number, signal.SIGKILL)
     trial.ended(0)
@@ -67,7 +67,7 @@ def both_killed(trial: Trial) -> None:
     """SIGKILL of sender and training, in either order; ``autolog sync`` finishes it, later."""
     trial.start()
     trial.until_step(trial.random.randrange(0, 120))
-    time.sleep(trial.random.random() * 0.2)
+    trial.pass_time(trial.random.random() * 0.2)
     trial.kill_both()
     trial.sync(twice_at_once=trial.random.random() < 0.5)
     trial.sync()
@@ -95,7 +95,7 @@ def terminated(trial: Trial) -> None:
     trial.start()
     trial.until_step(trial.random.randrange(5, 120))
     assert trial.process is not None
-    trial.fault_at = time.time()
+    trial.strike()
     trial.process.send_signal(signal.SIGTERM)
     trial.ended(-signal.SIGTERM)
     trial.closed_within(CLOSED)

@@ -21,7 +21,8 @@ from mlflow import MlflowClient
 from nursery import Nursery, Process
 from trainings import TRAININGS
 
-#: Seconds before a fault within which values may be missing: the writer's interval, and its own time on a busy machine.
+#: Seconds before a fault within which values may be missing: the writer's interval, and its own time. Seconds in which
+#: the training's threads stood in line for a processor of a busy machine are not counted.
 GRACE = 0.15
 #: Seconds within which the surviving sender must have closed the run of a killed training.
 CLOSED = 10.0
@@ -38,12 +39,36 @@ def _waits(spool: Path) -> bool:
         return spool.exists()
 
 
-def _stood_in_line(number: int) -> float:
-    """Return the seconds that the main thread of process `number` has waited for a processor, by Linux's account."""
-    try:
-        return int(Path(f"/proc/{number}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
+class Line:
+    """How long the threads of a process have stood in line for a processor of a busy machine, by Linux's account."""
+
+    def __init__(self, number: int) -> None:
+        self._tasks = Path(f"/proc/{number}/task")
+        #: Of each thread: the seconds that it has run, and since when it has wanted to run on without having run.
+        self._threads: dict[str, tuple[float, float | None]] = {}
+        #: (clock, seconds that its threads have stood in line until then, together)
+        self.samples: list[tuple[float, float]] = []
+
+    def look(self) -> None:
+        """Take a sample; what a thread waits for is known to Linux only when it has it, so look now and then."""
+        now, total = time.time(), 0.0
+        for folder in self._tasks.glob("*"):
+            try:
+                ran, waited, _ = (int(word) / 1e9 for word in (folder / "schedstat").read_text().split())
+                wants = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+            except (OSError, ValueError):
+                continue  # It has ended meanwhile.
+            before, since = self._threads.get(folder.name, (-1.0, None))
+            since = (since or now) if wants and ran == before else (now if wants else None)
+            self._threads[folder.name] = ran, since
+            total += waited + (now - since if since else 0.0)
+        if not self.samples or total > self.samples[-1][1]:
+            self.samples.append((now, total))
+
+    def since(self, clock: float) -> float:
+        """Return the seconds that its threads have stood in line since `clock`, as far as samples tell."""
+        before = [total for at, total in self.samples if at <= clock] or [total for _, total in self.samples[:1]]
+        return self.samples[-1][1] - before[-1] if before else 0.0
 
 
 class Trial:
@@ -83,6 +108,7 @@ class Trial:
 
     def start(self) -> None:
         self.process = self.run(self.framework, str(self.script), str(self.truth_file), str(self.steps), str(self.seed))
+        self.line = Line(self.process.pid)
 
     def run(self, nursery: str, *argv: str) -> Process:
         """Start Python with `argv`, forked where there is such a nursery; what it says goes to files."""
@@ -117,14 +143,22 @@ class Trial:
 
     def until_step(self, step: int) -> None:
         deadline = time.monotonic() + PATIENCE
+        assert self.process is not None
         while len(self.truth()) <= step:
-            assert self.process is not None
+            self.line.look()
             if self.process.poll() is not None:
                 return
             if time.monotonic() > deadline:
                 self.problems.append(("hung", f"step {step} was not reached"))
                 return
             time.sleep(0.01)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the training go on for `seconds`."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.line.look()
+            time.sleep(min(left, 0.02))
 
     def senders(self) -> list[int]:
         found = []
@@ -139,14 +173,23 @@ class Trial:
                 found.append(int(path.parent.name))
         return found
 
-    def kill(self, *numbers: int) -> None:
+    def strike(self) -> None:
+        """Note when the fault comes: now."""
+        self.line.look()
         self.fault_at = min(self.fault_at, time.time())
+
+    def before_fault(self, clock: float) -> float:
+        """Return the seconds from `clock` to the fault in which the training did not stand in line for a processor."""
+        return self.fault_at - clock - self.line.since(clock)
+
+    def kill(self, *numbers: int) -> None:
         for number in numbers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
 
     def kill_training(self) -> None:
         assert self.process is not None
+        self.strike()
         self.kill(self.process.pid)
         self.process.wait()
 
@@ -155,6 +198,7 @@ class Trial:
         assert self.process is not None
         both = [*self.senders(), self.process.pid]
         self.random.shuffle(both)
+        self.strike()
         self.kill(*both)
         self.process.wait()
         quiet = time.monotonic()
@@ -202,19 +246,17 @@ class Trial:
         Seconds that a sender stood in line for a processor of a busy machine are not counted.
         """
         began, late = time.monotonic(), False
-        # Of each sender, the seconds that it had stood in line when it was seen first, and now.
-        line: dict[int, tuple[float, float]] = {}
+        lines: dict[int, Line] = {}
         while True:
             for number in (senders := self.senders()):
-                waited = _stood_in_line(number)
-                line[number] = line.get(number, (waited, waited))[0], max(waited, line.get(number, (0.0, 0.0))[1])
+                lines.setdefault(number, Line(number)).look()
             if not self.waiting(senders):
                 runs = self.runs()
                 # What was seen within the writer's interval before the fault may never have reached the disk.
-                old = any(at < self.fault_at - GRACE for _, at in self.truth().values())
+                old = any(self.before_fault(at) > GRACE for _, at in self.truth().values())
                 if all(run.info.status != "RUNNING" for run in runs) and (runs or not old):
                     return
-            took = time.monotonic() - began - max((now - first for first, now in line.values()), default=0.0)
+            took = time.monotonic() - began - max((line.since(0.0) for line in lines.values()), default=0.0)
             if took > seconds and not late:
                 late = True
                 statuses = [run.info.status for run in self.runs()]
@@ -238,7 +280,7 @@ class Trial:
         runs = self.runs()
         if not truth:
             return  # Killed before its first step: there is nothing to say.
-        before = [at for _, at in truth.values() if at < self.fault_at - GRACE]
+        before = [at for _, at in truth.values() if self.before_fault(at) > GRACE]
         if not runs:
             if before:
                 self.problems.append(("lost", "there is no run"))
@@ -258,9 +300,11 @@ class Trial:
                 if name != key:
                     continue
                 if step not in held:
-                    self.missing = max(self.missing, self.fault_at - at)
-                    if at < self.fault_at - GRACE:
-                        self.problems.append(("lost", f"{key} at step {step}, {self.fault_at - at:.3f} s before"))
+                    early = self.before_fault(at)
+                    self.missing = max(self.missing, early)
+                    if early > GRACE:
+                        raw = self.fault_at - at
+                        self.problems.append(("lost", f"{key} at step {step}, {raw:.3f} s before, {early:.3f} net"))
                         break
                 self.compared += 1
                 if step in held and abs(held[step] - value) > 1e-6 * max(1.0, abs(value)):
