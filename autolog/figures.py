@@ -136,7 +136,12 @@ class Page:
         spot = (0.97 if across == "right" else 0.03, 0.97 if up == "upper" else 0.04)
         for i, (text, color) in enumerate(lines):
             below = i if up == "upper" else i + 1 - len(lines)
-            style: dict[str, Any] = {"color": color, "fontsize": 8.5, "ha": across, "va": "top" if up == "upper" else "bottom"}
+            style: dict[str, Any] = {
+                "color": color,
+                "fontsize": 8.5,
+                "ha": across,
+                "va": "top" if up == "upper" else "bottom",
+            }
             height = spot[1] - below * 0.045
             self.axes.text(spot[0], height, text, transform=self.axes.transAxes, **style, **_plain(text))
 
