@@ -201,6 +201,7 @@ def _framework_imported(name: str, module: ModuleType) -> None:
     config = runtime.config
     if not runtime.enabled or name in config.exclude_flavors or (config.flavors and name not in config.flavors):
         return
+    endings.watch()  # Again: where the environment switched recording on, the script did not run yet.
     if "threads" not in _watched:
         from autolog.patching import install
 
@@ -445,6 +446,10 @@ def _at_exit() -> None:
     """End what is open with the status that the process ends with, and deliver."""
     runtime.enabled = False
     state, error = endings.state()
+    if state == endings.AS_EXIT_CODE:
+        state = "FINISHED"
+        if runtime.writer is not None:
+            guard.attempt(runtime.writer.leave_to_exit_code, runtime.config.exit_timeout)
     _end_open(state, error)
     if runtime.writer is not None:
         _deliver_at_exit(runtime.writer)

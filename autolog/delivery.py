@@ -196,12 +196,13 @@ class Delivery:
 
     def close_open(self) -> None:
         """Close what the dead training process left open: models as FAILED, runs as FAILED or, where a signal was sent,
-        as KILLED; the user's own runs untouched.
+        as KILLED, or as its exit code says where they ended with it; the user's own runs untouched.
         """
         if (self._spool.folder / MOVED).exists():
             return  # It went on in another spool, which says how its runs ended.
         signalled = endings.signal_in(self._spool.folder)
-        status, cause = ("FAILED", "the training process died") if signalled is None else ("KILLED", signalled[0])
+        died = ("FAILED", "the training process died") if signalled is None else ("KILLED", signalled[0])
+        code = endings.exit_code_in(self._spool.folder)
         for key, known in self._spool.keys("model:").items():
             if known.remote and known.detail.get("state") in ("created", "declared"):
                 client = self._clients_for(known.detail)
@@ -210,11 +211,16 @@ class Delivery:
         for key, known in self._spool.keys("run:").items():
             if known.remote and known.detail.get("state") == "open":
                 client = self._clients_for(known.detail)
-                self._refusable(key, client.set_tag, known.remote, "autolog.ended", cause)
+                end_time = time.time_ns() // 1_000_000
+                status, cause = died
+                if code is not None and (said := known.detail.get("end_time")):
+                    status, cause, end_time = "FAILED" if code else "FINISHED", f"exit code {code}", int(said)
+                if status != "FINISHED":
+                    self._refusable(key, client.set_tag, known.remote, "autolog.ended", cause)
                 if signalled is not None:
                     self._refusable(key, client.log_text, known.remote, signalled[1], "traceback.txt")
-                self._refusable(key, client.set_terminated, known.remote, status)
-                self._refusable(key, self._call_ended, client, known.remote, known.detail, time.time_ns() // 1_000_000)
+                self._refusable(key, client.set_terminated, known.remote, status, end_time)
+                self._refusable(key, self._call_ended, client, known.remote, known.detail, end_time)
                 self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ended"})
 
     def explain(self, error: BaseException) -> str:
@@ -407,6 +413,9 @@ class Delivery:
             if detail.pop("system", None):
                 self._spool.bind(f"run:{record.run}", run_id, self._me, detail)
             return  # The user's own run ends when the user ends it.
+        if record.status == endings.AS_EXIT_CODE:  # For close_open.
+            self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "end_time": str(record.end_time)})
+            return
         client.set_terminated(run_id, record.status, record.end_time)
         self._call_ended(client, run_id, detail, record.end_time)
         self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "state": "ended"})

@@ -8,17 +8,20 @@ uncaught exception            FAILED     ``sys.last_value``, which the interpret
 Ctrl-C                        KILLED     the same
 ``sys.exit(n)``, ``exit(n)``  FINISHED   its argument, where the outermost frame was left by an exception, so that
                               or FAILED  nobody caught the SystemExit
+``raise SystemExit(n)``       the same   the exit code, which the C library writes into a file; the sender reads it
 SIGTERM, SIGHUP               KILLED     a file that faulthandler writes; the sender reads it
 SIGKILL, ``os._exit``         FAILED     nothing was said; the sender sees that the process is gone
 a notebook's cell             as above   IPython's ``post_run_cell`` event
 a thread                      as above   ``threading.excepthook``, for the runs of that thread
 ============================  =========  ==========================================================================
 
-``raise SystemExit(n)`` without one of these leaves no trace of n and counts as FINISHED.
+Python forgets the argument of ``raise SystemExit(n)`` before it calls anybody. Where the C library is not glibc, or the
+sender is a thread of the process, such an end counts as FINISHED.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -32,6 +35,10 @@ from autolog import guard
 
 #: Signals whose default action ends the process, and that a person or a scheduler sends.
 _SIGNALS = ("SIGTERM", "SIGHUP")
+#: The status of a run whose process ends by a SystemExit that nobody saw being raised: what the exit code says.
+AS_EXIT_CODE = "EXIT CODE"
+#: The file in the spool's folder that the exit code is written to.
+_EXIT_CODE = "exit.code"
 
 _outermost: FrameType | None = None
 _last_exit: list[object] = []
@@ -54,16 +61,45 @@ def leave(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 
 def state() -> tuple[str, BaseException | None]:
-    """Return the status that the process ends with, and what ended it; asked at exit."""
+    """Return the status that the process ends with, `AS_EXIT_CODE` where that is not known yet, and what ended it;
+    asked at exit.
+    """
     if _shell() is not None or hasattr(sys, "ps1"):
         return "FINISHED", None  # What went wrong in a cell or a line was dealt with there.
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if isinstance(error, BaseException):
         return status_of(error), error
-    if _last_exit and _left_by_exception():
+    if not _left_by_exception():
+        return "FINISHED", None
+    if _last_exit:
         error = SystemExit(_last_exit[0])
         return status_of(error), error if status_of(error) != "FINISHED" else None
-    return "FINISHED", None
+    # An error would have been printed.
+    return AS_EXIT_CODE, None
+
+
+def keep_exit_code_in(folder: Path) -> bool:
+    """Have the exit code of this process written into the spool `folder` at its very end; return whether it will be.
+
+    glibc tells functions that are registered by on_exit(3) the code; fputc(3) takes just what they are given, and
+    writes it as a byte. No Python is left by then.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(library, "on_exit"):
+        return False
+    library.fdopen.restype = ctypes.c_void_p
+    number = os.open(folder / _EXIT_CODE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    file = ctypes.c_void_p(library.fdopen(number, b"wb"))
+    return bool(file) and library.on_exit(library.fputc, file) == 0
+
+
+def exit_code_in(folder: Path) -> int | None:
+    """Return the exit code of the owner of the spool `folder`, None where it left none; asked by the sender."""
+    path = folder / _EXIT_CODE
+    written = path.read_bytes() if path.is_file() else b""
+    return written[0] if written else None
 
 
 def keep_exit_code(error: BaseException | None) -> None:

@@ -191,7 +191,7 @@ class Derive(NamedTuple):
 
 
 class EndRun(NamedTuple):
-    """The run ended with `status`, one of MLflow's FINISHED, FAILED, KILLED."""
+    """The run ended with `status`, one of MLflow's FINISHED, FAILED, KILLED, or with what the exit code will say."""
 
     run: str
     status: str

@@ -316,7 +316,7 @@ class Run:
         if error is not None:
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             self.text("traceback.txt", text)
-        record = EndRun(self.key, status, now())
+        record = EndRun(self.key, self._writer.success if status == "FINISHED" else status, now())
         if self._writer.busy(self.key):
             self._writer.end_later(record)
         else:

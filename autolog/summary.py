@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+from autolog.endings import AS_EXIT_CODE
 from autolog.ranking import Direction, direction
 from autolog.records import Block, DeclareModel, DropModels, EndRun, Figure, OpenRun, Params, Points, Record
 from autolog.uris import absolute_uri, without_credentials
@@ -111,7 +112,7 @@ class Ledger:
         elif isinstance(record, Figure):
             facts.pictures += 1
         elif isinstance(record, EndRun):
-            facts.status = record.status
+            facts.status = record.status if record.status != AS_EXIT_CODE else "FINISHED"
             self.ending.pop(record.run, None)
 
     def tops(self) -> list[Facts]:
@@ -145,6 +146,12 @@ class Said:
     look: tuple[str, ...]
     link: str | None
 
+    def what(self, on: str = "", off: str = "") -> str:
+        """Return what was recorded, with the best metric between the marks `on` and `off`."""
+        if not self.best:
+            return self.recorded
+        return f"{self.recorded}; {'' if self.best.startswith('best') else 'best '}{on}{self.best}{off}"
+
 
 def describe(facts: Facts, spool: Spool, parts: int, config: Config) -> Said:
     """Return what is to be said of a run, with what the sender knows of it."""
@@ -153,15 +160,19 @@ def describe(facts: Facts, spool: Spool, parts: int, config: Config) -> Said:
     run_id = opened.adopt or (known.remote if known is not None else None)
     derived = json.loads(spool.meta(f"derived:{opened.run}") or "{}")
     metrics = {**facts.metrics, **{name: (int(step), float(value)) for name, (step, value) in derived.items()}}
+    checkpoints = [name for name in facts.models.values() if name.startswith("checkpoint")]
     counts = (
         (len(facts.params), "param"),
         (facts.points + len(derived), "point"),
-        (len(facts.models), "model" if len(facts.models) == 1 else "checkpoint"),
+        (len(checkpoints), "checkpoint"),
+        (len(facts.models) - len(checkpoints), "model"),
         (facts.pictures, "picture"),
         (parts, "child run"),
     )
     recorded = ", ".join(f"{count:,} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
-    last = next(reversed(facts.models), None)
+    # What was trained, rather than what is recorded besides, such as the best estimator of a search.
+    trained = [model for model, name in facts.models.items() if name == "model"]
+    last = next(reversed(trained or list(facts.models)), None)
     model = spool.lookup(f"model:{last}") if last else None
     uri = absolute_uri(opened.tracking_uri, opened.cwd)
     link = None
@@ -226,7 +237,7 @@ def at_exit(writer: Writer, config: Config) -> None:
             f"{dim}{one.experiment}{off}" if one.experiment else "",
         ]
         lines.append("mlflow-autolog recorded " + "  ".join(part for part in head if part))
-        lines.append(f"  {one.recorded}" + (f"; best {bold}{one.best}{off}" if one.best else ""))
+        lines.append(f"  {one.what(bold, off)}")
         lines += [f"  {text}" for text in (one.model, one.link) if text]
         lines.append(f"  {dim}look: {'  |  '.join(one.look)}{off}")
     elif len(tops) <= NAMED:
@@ -319,10 +330,7 @@ def _title(one: Said) -> str:
 def _to_text(said: list[Said], count: int) -> str:
     if count:
         return f"mlflow-autolog recorded {count:,} runs"
-    return "\n".join(
-        f"mlflow-autolog recorded {_title(one)}: {one.recorded}" + (f"; best {one.best}" if one.best else "")
-        for one in said
-    )
+    return "\n".join(f"mlflow-autolog recorded {_title(one)}: {one.what()}" for one in said)
 
 
 def to_html(said: list[Said], count: int = 0) -> str:
@@ -334,10 +342,9 @@ def to_html(said: list[Said], count: int = 0) -> str:
         if one.link:
             title = f'<a href="{html.escape(one.link)}" target="_blank">{title}</a>'
         about = " ".join(part for part in (one.experiment, one.status) if part)
-        facts = html.escape(one.recorded) + (f"; best <b>{html.escape(one.best)}</b>" if one.best else "")
         lines = [
             f"<b>{count:,} runs</b>, the last: {title}" if count else title + " " + quiet.format(html.escape(about)),
-            facts,
+            html.escape(one.what("\0", "\1")).replace("\0", "<b>").replace("\1", "</b>"),
             *([f"<code>{html.escape(one.model)}</code>"] if one.model else []),
             quiet.format(f"<code>!{html.escape(one.look[0])}</code>"),
         ]

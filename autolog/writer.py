@@ -95,6 +95,8 @@ class Writer:
         self._sender_hurry = threading.Event()
         self._starts = 0
         self.closing = threading.Event()
+        #: The status of a run that ends well, as far as this process can tell.
+        self.success = "FINISHED"
         #: Counts what is on the disk, for people; None where nobody watches.
         self.ledger: Ledger | None = None
         self.folder: Path | None = None
@@ -243,10 +245,19 @@ class Writer:
             time.sleep(0.001)
         return self._sender_kind == "process" or self.flush(max(0.0, deadline - time.monotonic()))
 
+    def leave_to_exit_code(self, timeout: float) -> None:
+        """Have the exit code say how runs ended that end well from now on, as the process is about to exit.
+
+        timeout: seconds. Where the sender does not outlive the process, nobody could read the code.
+        """
+        written = self.spooled(timeout, jobs=False)
+        if written is not None and self.folder is not None and self._sender_kind == "process":
+            self.success = endings.AS_EXIT_CODE if endings.keep_exit_code_in(self.folder) else self.success
+
     def close(self) -> None:
         """Tell the sender that no more will come, and leave the spool to it; harmless when repeated."""
-        if self.closing.is_set():
-            return
+        if self.closing.is_set() or self.success == endings.AS_EXIT_CODE:
+            return  # The lease on the spool is to end with the process: then the code is there.
         self.closing.set()
         self._wake.set()
         self._urgent.set()

@@ -30,6 +30,12 @@ ENDINGS = {
     "exit(3)": ("exit(3)", 3, "FAILED", "SystemExit: 3"),
     "quit()": ("quit()", 0, "FINISHED", ""),
     "sys.exit(text)": ("sys.exit('no data')", 1, "FAILED", "SystemExit: no data"),
+    "raise SystemExit": ("raise SystemExit", 0, "FINISHED", ""),
+    "raise SystemExit(0)": ("raise SystemExit(0)", 0, "FINISHED", ""),
+    "raise SystemExit(3)": ("raise SystemExit(3)", 3, "FAILED", ""),
+    "raise SystemExit(text)": ("def main(): raise SystemExit('no data')\n    main()", 1, "FAILED", ""),
+    "raise SystemExit(256)": ("raise SystemExit(256)", 0, "FINISHED", ""),
+    "raise SystemExit that is caught": ("try: raise SystemExit(3)\n    except SystemExit: pass", 0, "FINISHED", ""),
     "sys.exit in asyncio": (
         "async def main(): sys.exit(2)\n    asyncio.run(main())",
         2,
@@ -65,6 +71,8 @@ def test_status_is_true_and_exit_code_unchanged(ending: str, place) -> None:
     if exit_code == 130:
         exit_code = -signal.SIGINT
     place.run(place.script(BEGIN + "    " + code + "\n"), code=exit_code)
+    # The sender outlives the process where only the exit code says how it ended.
+    place.wait_for(lambda: not place.spools())
     (run,) = place.runs()
     assert run.info.status == status
     assert place.history(run, "loss") == [(1, 0.5)]
@@ -148,3 +156,17 @@ def test_a_terminated_child_says_nothing_of_its_parent(place) -> None:
 """
     place.run(place.script(BEGIN + code), code=-signal.SIGKILL)
     place.wait_for(lambda: place.runs() and place.runs()[0].info.status == "FAILED", 15)
+
+
+@pytest.mark.parametrize(("leave", "code"), [("sys.exit(3)", 3), ("raise SystemExit(4)", 4)])
+def test_autolog_run_sees_how_the_script_ended(leave: str, code: int, place) -> None:
+    script = f"""
+    import sys
+    from sklearn.cluster import MiniBatchKMeans
+    MiniBatchKMeans(2, random_state=0).partial_fit([[0.0], [1.0], [2.0]])
+    {leave}
+"""
+    place.run("-m", "autolog", "run", place.script(script), code=code)
+    place.wait_for(lambda: not place.spools())
+    (run,) = place.runs()
+    assert run.info.status == "FAILED"
