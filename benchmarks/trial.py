@@ -26,7 +26,7 @@ from trainings import TRAININGS
 GRACE = 0.15
 #: Seconds within which the surviving sender must have closed the run of a killed training.
 CLOSED = 10.0
-#: Seconds that a training process and a sync may take at all, on a machine that may be busy: what hangs does so for ever.
+#: Seconds that a training process and a sync may take at all, on a busy machine: what hangs does so for ever.
 PATIENCE = 600.0
 
 
