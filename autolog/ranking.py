@@ -23,9 +23,11 @@ def direction(name: str) -> Direction | None:
 
     "validation_0-rmse", "val_loss" and "mean_squared_error" are better when less; "training_accuracy_score", "auc" and
     "f1" when more. A score that is named after an error, as scikit-learn's "neg_mean_squared_error", is better when
-    more.
+    more. How a score spreads over folds, its rank among others and how long it took to compute say nothing by size.
     """
     text = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    if re.search(r"^std_|^rank_test_|_time$", text):
+        return None
     if re.search(r"(?:^|_)neg_", text):
         return "max"
     if _LESS.search(text):

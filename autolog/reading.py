@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from autolog import guard
@@ -30,6 +31,7 @@ from autolog.uris import absolute_uri, without_credentials, working_folder
 NEWEST, PAGE = 5000, 1000
 #: Requests at a time to a server.
 TOGETHER = 8
+_PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,16 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Child:
+    """A run inside another: a candidate of a search, a training inside a run of the user's."""
+
+    run_id: str
+    name: str
+    status: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """A run as the store has it."""
 
@@ -90,6 +102,7 @@ class StoredRun:
     tags: dict[str, str]
     curves: tuple[Curve, ...]
     models: tuple[Model, ...]
+    children: tuple[Child, ...]
 
 
 def store_uri(given: str | None) -> str:
@@ -123,6 +136,8 @@ class Store:
     def find(self, text: str, experiment: str | None = None) -> Any:
         """Return the run that `text` means: an id, the beginning of one, a name (the newest such run), or "latest".
 
+        The latest is never a part of another run: of a search it is the search, not its last candidate.
+
         experiment: the name of the one to look in; None looks in all.
 
         Raises: NotFoundError.
@@ -135,7 +150,7 @@ class Store:
             run = next(self._newest(where), None)
             if run is None:
                 raise NotFoundError(f"nothing is recorded in {place} yet")
-            return run
+            return self._outermost(run)
         # MLflow's filters have no escape for quotes, but take either kind.
         quote = '"' if "'" in text else "'"
         named = next(self._newest(where, f"attributes.run_name = {quote}{text}{quote}"), None)
@@ -153,6 +168,16 @@ class Store:
             some = ", ".join(f"{run.info.run_id[:12]} ({run.info.run_name})" for run in found[:4])
             raise NotFoundError(f"{len(found)} runs in {place} have an id that begins with {text!r}: {some}")
         return found[0]
+
+    def _outermost(self, run: Any) -> Any:
+        seen = set()
+        while (parent := run.data.tags.get(_PARENT)) and parent not in seen:
+            seen.add(parent)
+            try:
+                run = self.client.get_run(parent)
+            except MlflowException:  # It is deleted for good.
+                break
+        return run
 
     def _experiments(self, name: str | None) -> list[str]:
         if name is not None:
@@ -199,6 +224,12 @@ class Store:
             )
             for model in models
         ]
+        inside = self.client.search_runs(
+            [run.info.experiment_id],
+            f"tags.`{_PARENT}` = '{run_id}'",
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC"],
+        )
         return StoredRun(
             run_id,
             str(run.info.run_name),
@@ -211,6 +242,10 @@ class Store:
             dict(run.data.tags),
             tuple(self._curves(run_id, sorted(run.data.metrics, key=_order))),
             tuple(sorted(read, key=lambda model: (model.step, model.name))),
+            tuple(
+                Child(str(each.info.run_id), str(each.info.run_name), str(each.info.status), dict(each.data.metrics))
+                for each in inside
+            ),
         )
 
     def _curves(self, run_id: str, names: Sequence[str]) -> list[Curve]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard
@@ -89,6 +90,9 @@ def show(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if run.models:
         _title(out, "Models" if len(run.models) > 1 else "Model", len(run.models))
         _models(out, run, limit)
+    if run.children:
+        _title(out, "Child runs" if len(run.children) > 1 else "Child run", len(run.children))
+        _children(out, run, limit)
     return 0
 
 
@@ -177,10 +181,7 @@ def _metrics(out: Console, curves: Sequence[Curve], limit: int | None) -> None:
 def _models(out: Console, run: StoredRun, limit: int | None) -> None:
     from rich.markup import escape
 
-    # The metrics with which one tells checkpoints apart: those that the name says how to rank, evaluation first.
-    names = sorted({name for model in run.models for name in model.metrics})
-    ranked = sorted((name for name in names if direction(name)), key=lambda name: ("train" in name, name))
-    shown = (ranked or names)[: 3 if out.width >= 110 else 1]
+    shown = _telling(out, [model.metrics for model in run.models])
     several = len({model.step for model in run.models}) > 1
     table = grid(
         "  step" if several else "",
@@ -200,6 +201,30 @@ def _models(out: Console, run: StoredRun, limit: int | None) -> None:
         )
     out.print(table)
     _more(out, len(run.models), limit)
+
+
+def _children(out: Console, run: StoredRun, limit: int | None) -> None:
+    from rich.markup import escape
+
+    shown = _telling(out, [child.metrics for child in run.children])
+    table = grid("  name", *shown, "id", right=range(1, 1 + len(shown)), keep=range(1, 2 + len(shown)))
+    for child in run.children[:limit]:
+        state = "" if child.status == "FINISHED" else f"  {_status(child.status)}"
+        table.add_row(
+            f"  {escape(child.name)}{state}",
+            *(number(child.metrics[name]) if name in child.metrics else "" for name in shown),
+            child.run_id[:8],
+        )
+    out.print(table)
+    _more(out, len(run.children), limit)
+
+
+def _telling(out: Console, of_each: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the metrics that tell models or runs apart: those that most have, that are ranked, of held-out data."""
+    counts = Counter(name for metrics in of_each for name in metrics)
+    names = sorted(counts, key=lambda name: (direction(name) is None, -counts[name], "train" in name, name))
+    ranked = [name for name in names if direction(name)]
+    return (ranked or names)[: 3 if out.width >= 110 else 1]
 
 
 # -- compare ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -35,7 +36,9 @@ def ui(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     arguments = ["ui", "--backend-store-uri", uri, "--port", str(options.port)]
     if not has_pages():
         out.print("The installed mlflow-skinny comes without MLflow's pages. Either of these shows them:")
-        for start in ("uvx mlflow", "pip install mlflow && mlflow"):
+        # Of this very version: another one may refuse the store's tables.
+        version = importlib.metadata.version("mlflow-skinny")
+        for start in (f"uvx mlflow@{version}", f"pip install mlflow=={version} && mlflow"):
             out.print(f"  {start} {shlex.join(arguments)}", markup=False, soft_wrap=True)
         return 1
     out.print(f"MLflow's UI: [bold]http://127.0.0.1:{options.port}[/]  [dim]Ctrl-C ends it[/]", soft_wrap=True)

@@ -58,10 +58,24 @@ def test_names_and_ids_are_the_senders(spool, monkeypatch) -> None:
     said = describe(facts, spool, 0, Config())
     assert (said.name, said.model, said.best) == ("kind-fox-1", "models:/m-1", "training_score 0.75")
     assert said.recorded == "1 point, 1 model"
+
     assert said.link == "https://example.org/#/experiments/7/runs/0123456789abcdef"
     assert said.look[0] == "autolog show 01234567 --tracking-uri https://example.org"
     assert "secret" not in to_html([said])
     assert '<a href="https://example.org/#/experiments/7/runs/0123456789abcdef"' in to_html([said])
+
+
+def test_of_a_search_the_model_is_the_search(spool) -> None:
+    book = Ledger()
+    names = {"m": "model", "b": "best_estimator", "c": "checkpoint-3"}
+    book.add([opened(), *(DeclareModel("r", key, name, 1, {}, {}) for key, name in names.items())])
+    book.add([Points("r", 0, 0, {"best_cv_score": 0.5})])
+    for key in names:
+        spool.bind(f"model:{key}", f"m-{key}", "me", {})
+    (facts,) = book.tops()
+    said = describe(facts, spool, 0, Config())
+    assert said.model == "models:/m-m"
+    assert said.what("<", ">") == "1 point, 1 checkpoint, 2 models; <best_cv_score 0.5>"
 
 
 def test_html_is_escaped(spool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
@@ -258,6 +259,40 @@ def test_compare_says_what_differs_and_which_is_better(command, recorded) -> Non
     assert rows["epochs"] == ["4", "4", "same"]
 
 
+def test_the_latest_is_the_search_with_its_candidates(place, command) -> None:
+    place.run(
+        place.script(
+            """
+            import autolog
+            autolog.autolog()
+            from sklearn.linear_model import Ridge
+            from sklearn.model_selection import GridSearchCV
+            GridSearchCV(Ridge(), {"alpha": [0.1, 10.0]}, cv=2).fit([[x] for x in range(8)], [3 * x for x in range(8)])
+            """
+        )
+    )
+    search, *children = sorted(place.runs(), key=lambda run: "mlflow.parentRunId" in run.data.tags)
+    code, out, _ = command("show", COLUMNS="100")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split()[0] == search.info.run_name
+    rows = [line.split() for line in lines[lines.index("Child runs 2") + 1 :]]
+    assert rows[0] == ["name", "mean_test_score", "id"]
+    for child in children:
+        score = f"{child.data.metrics['mean_test_score']:.6g}"
+        assert [child.info.run_name, score, child.info.run_id[:8]] in rows
+
+
+def test_models_are_told_apart_by_a_metric_that_all_have(command, place, recorded) -> None:
+    client = MlflowClient(tracking_uri=place.store)
+    _, second = recorded
+    (model,) = client.search_logged_models([client.get_run(second).info.experiment_id], "name = 'checkpoint-3'")
+    client.log_metric(second, "accuracy", 0.75, step=3, timestamp=0, model_id=model.model_id)
+    _, out, _ = command("show", COLUMNS="80")
+    head = out.splitlines()[out.splitlines().index("Models 2") + 1]
+    assert head.split()[:3] == ["step", "name", "val_loss"]
+
+
 def test_a_store_that_does_not_exist_is_not_made_by_asking(command, place) -> None:
     code, _, err = command("show", "--tracking-uri", f"sqlite:///{place.folder}/none.db")
     assert code == 1
@@ -351,6 +386,10 @@ def test_sparklines() -> None:
         ("grad_norm", None),
         ("mean_test_neg_mean_squared_error", "max"),
         ("system/gpu_0_memory_usage_megabytes", None),
+        ("mean_test_score", "max"),
+        ("std_test_score", None),
+        ("rank_test_score", None),
+        ("mean_score_time", None),
     ],
 )
 def test_direction(name: str, way: str | None) -> None:
@@ -369,7 +408,8 @@ def test_ui_says_how_where_mlflow_has_no_pages(command, place) -> None:
         pytest.skip("full mlflow is installed")
     code, out, err = command("ui", "--port", "5077")
     assert (code, out) == (1, "")
-    assert f"uvx mlflow ui --backend-store-uri {place.store} --port 5077" in err
+    # Another version than that which made the store may refuse its tables.
+    assert f"uvx mlflow@{mlflow.__version__} ui --backend-store-uri {place.store} --port 5077" in err
 
 
 def test_ui_of_a_server_is_its_address_without_credentials(command) -> None:
