@@ -114,12 +114,13 @@ def _vector(stage: Any, names: _Names, classes: list[str] | None, types: Iterabl
 def _boosted(stage: Any, names: _Names, classes: list[str] | None, types: Iterable[str]) -> Iterable[Weights]:
     import numpy as np
 
-    size = int(stage.get_booster().num_features())
+    booster = stage.get_booster()
+    size = int(booster.num_features())
     places = names(size)
+    own = booster.feature_names or [f"f{index}" for index in range(size)]
     for kind in types:
         scores = stage.get_feature_importances(importance_type=kind)
-        entries = [(f"f{index}", index) for index in range(size)]
-        found = [(index, scores[own]) for own, index in entries if isinstance(scores.get(own), int | float)]
+        found = [(index, scores[name]) for index, name in enumerate(own) if isinstance(scores.get(name), int | float)]
         bars = _largest(places, np.array([index for index, _ in found], int), np.array([value for _, value in found]))
         # The names of MLflow's artifacts for XGBoost.
         yield Weights(f"feature_importance_{kind}", bars, bars, kind)

@@ -13,7 +13,7 @@ from pyspark.ml.classification import (
     OneVsRest,
     RandomForestClassifier,
 )
-from pyspark.ml.evaluation import Evaluator, MulticlassClassificationEvaluator
+from pyspark.ml.evaluation import Evaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import (
     Bucketizer,
     CountVectorizer,
@@ -260,33 +260,56 @@ def test_hashed_text_tells_the_greatest_weights_only(store, spark):
 
 
 @pytest.mark.slow
-def test_xgboost_on_spark(recorder, spark):
+@pytest.mark.parametrize(
+    ("kind", "metric", "settings"),
+    [
+        ("SparkXGBClassifier", "logloss", {}),
+        ("SparkXGBRegressor", "rmse", {}),
+        ("SparkXGBRanker", "ndcg@3", {"qid_col": "group", "eval_metric": "ndcg@3"}),
+    ],
+    ids=["classifier", "regressor", "ranker"],
+)
+def test_xgboost_on_spark(recorder, spark, kind, metric, settings):
     """One run, by this flavor, whatever else is switched on; XGBoost's rounds and importances by column."""
     pytest.importorskip("pyarrow")
     mlflow.set_tracking_uri(recorder.store_uri)
     recorder.start(importance_types=["weight", "gain"])
-    from xgboost.spark import SparkXGBClassifier
+    from xgboost import spark as boosting
 
-    rows = [(float(i % 2), float(i % 5), float(i % 2 + i % 3), i % 4 == 3) for i in range(80)]
-    frame = spark.createDataFrame(rows, ["label", "x", "y", "held_out"])
-    boosted = SparkXGBClassifier(
-        features_col=["x", "y"], n_estimators=4, max_depth=2, num_workers=1, validation_indicator_col="held_out"
+    rows = [(float(i % 2), float(i % 5), float(i % 2 + i % 3), i // 40, i % 4 == 3) for i in range(80)]
+    frame = spark.createDataFrame(rows, ["label", "x", "y", "group", "held_out"])
+    boosted = getattr(boosting, kind)(
+        features_col=["x", "y"],
+        n_estimators=4,
+        max_depth=2,
+        num_workers=1,
+        validation_indicator_col="held_out",
+        **settings,
     )
     model = boosted.fit(frame)
-    value = MulticlassClassificationEvaluator(metricName="accuracy").evaluate(model.transform(frame))
+    if kind == "SparkXGBClassifier":
+        evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
+    else:
+        evaluator = RegressionEvaluator(metricName="mae")
+    value = evaluator.evaluate(model.transform(frame))
     run = recorder.run()
     assert run.info.status == "FINISHED"
-    assert run.data.params["n_estimators"] == "4"
     assert run.data.tags["mlflow.autologging"] == "pyspark"
+    assert run.data.tags["estimator_name"] == kind
+    params = run.data.params
+    assert (params["n_estimators"], params["max_depth"]) == ("4", "2")
+    assert {name: params[name] for name in settings} == settings
     summary = model.training_summary
-    assert recorder.history(run, "training-logloss") == list(enumerate(summary.train_objective_history["logloss"]))
-    held_out = list(enumerate(summary.validation_objective_history["logloss"]))
-    assert recorder.history(run, "validation-logloss") == held_out and len(held_out) == 4
-    assert run.data.metrics["accuracy_frame"] == value
-    for kind in ("weight", "gain"):
-        scores = model.get_feature_importances(kind)
-        expected = {column: scores[f"f{i}"] for i, column in enumerate(["x", "y"]) if f"f{i}" in scores}
-        assert artifact(run, f"feature_importance_{kind}.json") == expected
+    key = metric.replace("@", "_at_")  # As in MLflow's own autologging.
+    assert recorder.history(run, f"training-{key}") == list(enumerate(summary.train_objective_history[metric]))
+    held_out = list(enumerate(summary.validation_objective_history[metric]))
+    assert recorder.history(run, f"validation-{key}") == held_out and len(held_out) == 4
+    assert run.data.metrics[f"{evaluator.getMetricName()}_frame"] == value
+    for importance in ("weight", "gain"):
+        scores = model.get_feature_importances(importance)
+        # XGBoost 2 numbers them: f0, f1.
+        expected = {{"f0": "x", "f1": "y"}.get(name, name): score for name, score in scores.items()}
+        assert expected and artifact(run, f"feature_importance_{importance}.json") == expected
     (logged,) = recorder.models()
     assert logged.status == "READY"
     signature = mlflow.models.get_model_info(logged.model_uri).signature
