@@ -478,6 +478,7 @@ def _deliver_at_exit(writer: Writer) -> None:
     else:
         # A training that ended well has, whatever becomes of a model that is still being saved.
         writer.end_runs()
+    if not done.value and not lost:
         waiting = [message for kind, message in guard.attempt(_problems).value or [] if kind == "store"]
         reason = f"delivery takes longer than {runtime.config.exit_timeout:g} s"
         if waiting:

@@ -62,19 +62,20 @@ def run(what: str | Callable[[Exception], object], function: Callable[..., T], *
 
 def report(what: str, error: BaseException) -> None:
     """Say once per (`what`, error type) that something was not recorded; training goes on unaffected."""
-    if len(swallowed) < _KEEP:
-        swallowed.append((what, error))
     key = (what, type(error))
-    if key in _reported:
-        return
-    _reported.add(key)
-    logger().warning(
-        "mlflow-autolog could not %s (%s: %s). Training is not affected; everything else is recorded.",
-        what,
-        type(error).__name__,
-        error,
-    )
-    logger().debug("where it happened:", exc_info=error)
+    if key not in _reported:
+        _reported.add(key)
+        logger().warning(
+            "mlflow-autolog could not %s (%s: %s). Training is not affected; everything else is recorded.",
+            what,
+            type(error).__name__,
+            error,
+        )
+        logger().debug("where it happened:", exc_info=error)
+    if len(swallowed) < _KEEP:
+        # Its frames hold what was at work: the copy of a model, a file that takes its room until it is closed.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        swallowed.append((what, error))
 
 
 def say_once(key: str, message: str, *args: object) -> None:

@@ -206,14 +206,11 @@ class Spool:
     def append(self, records: Iterable[Record]) -> int:
         """Store records in one transaction and return the sequence number of the last one."""
         rows = [(run, kind, body, checksum(run, kind, body)) for run, kind, body in encode(records)]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        # Rolls back what SQLite itself has not, as it has where the disk is full.
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO records (run, kind, body, crc) VALUES (?, ?, ?, ?)", rows)
             last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         return int(last[0]) if last else 0
 
     def pending(self, limit: int = 1000, *, after: int = 0) -> list[Row]:
@@ -272,14 +269,10 @@ class Spool:
     def set_aside(self, seqs: Iterable[int]) -> list[Row]:
         """Keep the records of some sequence numbers out of :meth:`pending`; return them."""
         numbers = [(seq,) for seq in seqs]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO aside SELECT * FROM records WHERE seq = ?", numbers)
             self._db.executemany("DELETE FROM records WHERE seq = ?", numbers)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         wanted = {seq for (seq,) in numbers}
         return [row for row in self.aside() if row.seq in wanted]
 
@@ -294,15 +287,11 @@ class Spool:
 
     def take_back(self) -> list[int]:
         """Have :meth:`pending` return what was set aside, in its old order; return the sequence numbers."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             moved = [int(seq) for (seq,) in self._db.execute("SELECT seq FROM aside").fetchall()]
             self._db.execute("INSERT OR IGNORE INTO records SELECT * FROM aside")
             self._db.execute("DELETE FROM aside")
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         return moved
 
     def restore(self, seq: int, run: str, kind: str, body: str, crc: int) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
 
 LOOP = """
     import os, sys, time
@@ -191,3 +195,89 @@ def test_a_working_folder_that_was_deleted_costs_nothing(place) -> None:
     assert place.run(script) == ("", "")
     (run,) = place.runs()
     assert (run.data.params["alpha"], run.info.status) == ("2.5", "FINISHED")
+
+
+# -- a model that does not fit ----------------------------------------------------------------------------------------
+
+#: Trains a small model, so that the run of a sender is under way, then one of 4 MB, whose snapshots do not fit.
+BIG = """
+    import sys
+    import numpy
+    import autolog
+    autolog.autolog(checkpoints=autolog.Checkpoints(every="10 steps"))
+    from sklearn.linear_model import Ridge
+    Ridge().fit([[0.0], [1.0]], [0.0, 1.0])
+    assert autolog.flush(60)
+    print("going", flush=True)
+    sys.stdin.readline()
+"""
+LIMITED = """
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+"""
+TRAIN = {
+    "torch": """
+    import torch
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1000, 1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(40):
+        loss = model(torch.ones(1, 1000)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        print(step, loss.item())
+    """,
+    "sklearn": """
+    from sklearn.neighbors import KNeighborsRegressor
+    X = numpy.arange(400_000.0).reshape(-1, 20)
+    model = KNeighborsRegressor(2).fit(X, X[:, 0])
+    print(0, model.score(X[:100], X[:100, 0]))
+    """,
+}
+#: The metric that the training prints, by its name in the store.
+PRINTED = {"torch": "loss", "sklearn": "KNeighborsRegressor_score_X"}
+
+
+def trained_big(place, framework: str, limit: str) -> None:
+    process = place.start(place.script(BIG + limit + TRAIN[framework]), stdin=True)
+    assert process.stdout.readline() == "going\n"
+    out, err = process.communicate("go\n", timeout=300)
+    assert process.returncode == 0, err
+    # Once for each kind of error, of which PyTorch has several for a file that ends too early, and for what else is as
+    # large: the data that scikit-learn's metrics are computed from.
+    lines = err.splitlines()
+    assert 1 <= len(lines) <= 2 and "could not save the model" in lines[0], err
+    place.wait_for(lambda: not place.spools())
+    _, run = place.runs()
+    assert run.info.status == "FINISHED"
+    printed = [line.split() for line in out.splitlines()]
+    assert place.history(run, PRINTED[framework]) == [(int(step), float(value)) for step, value in printed]
+    client = MlflowClient(tracking_uri=place.store)
+    models = [
+        model
+        for model in client.search_logged_models([run.info.experiment_id])
+        if model.source_run_id == run.info.run_id
+    ]
+    assert models and {model.status for model in models} == {"FAILED"}
+
+
+@pytest.mark.parametrize("framework", TRAIN)
+def test_models_that_do_not_fit_cost_the_numbers_nothing(framework: str, place) -> None:
+    trained_big(place, framework, LIMITED)
+
+
+def test_a_disk_without_room_for_a_model_still_takes_the_numbers(place, tmp_path: Path) -> None:
+    """On a real disk of 3 MB."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        place.environ["AUTOLOG_SPOOL_DIR"] = str(small)
+        trained_big(place, "torch", "")
+    finally:
+        place.close()
+        subprocess.run(["umount", "--lazy", small], check=True)
