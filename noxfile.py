@@ -3,6 +3,7 @@
     nox -l                              what there is
     nox -s sklearn                      scikit-learn: every Python, lowest and latest
     nox -s "xgboost-3.12(lowest)"       one of them
+    nox -s "xgboost-3.12(lowest)" -- tests/flavors/test_xgboost.py -x        only that
 
 Ranges are those of pyproject.toml. A combination for which no wheel exists is skipped. A session installs its own
 framework and what the core's tests need, scikit-learn; tests of the core that train in another one skip there.
@@ -51,7 +52,7 @@ def _test(session: nox.Session, framework: str, version: str) -> None:
     pins = _pins(framework, version)
     session.install("-e", f".[test-core,test-{framework}]", *pins)
     tests = sorted(str(path) for path in Path("tests/flavors").glob(f"test_{framework}*.py"))
-    session.run("python", "-m", "pytest", "-q", "tests/core", *tests, *session.posargs)
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or ["tests/core", *tests]))
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -181,16 +181,18 @@ def follow(
 class Rows:
     """Where the rows of an array lie in memory.
 
-    start: address of the first one; stride: bytes to the next one; width: how many numbers one has.
+    start: address of the first one; stride: bytes to the next one; width: how many numbers one has; across: bytes from
+    one of these to the next, 0 where there is one.
     """
 
-    __slots__ = ("dtype", "number", "start", "stride", "width")
+    __slots__ = ("across", "dtype", "number", "start", "stride", "width")
 
-    def __init__(self, start: int, number: int, stride: int, width: int, dtype: Any) -> None:
+    def __init__(self, start: int, number: int, stride: int, width: int, across: int, dtype: Any) -> None:
         self.start = start
         self.number = number
         self.stride = stride
         self.width = width
+        self.across = across
         self.dtype = dtype
 
     @classmethod
@@ -199,17 +201,21 @@ class Rows:
         if array.ndim == 0 or array.shape[0] == 0 or array.strides[0] == 0:
             return None
         start = array.__array_interface__["data"][0]
-        return cls(start, array.shape[0], array.strides[0], array.size // array.shape[0], array.dtype)
+        width = array.size // array.shape[0]
+        across = array.strides[-1] if width > 1 else 0
+        return cls(start, array.shape[0], array.strides[0], width, across, array.dtype)
 
     def taken_by(self, view: Rows) -> slice | None:
         """Return which rows `view`, of the same buffer, takes of this array; None where its rows are not these."""
         if view.dtype != self.dtype or view.width > self.width or view.stride % self.stride:
             return None
-        first, step = (view.start - self.start) // self.stride, view.stride // self.stride
-        if self.width > 1 and abs(self.stride) <= self.dtype.itemsize:
-            # Fortran order: a column's rows lie side by side, so that only whole columns can be told.
-            whole = step == 1 and view.number == self.number and first % self.number == 0
-            return slice(0, self.number, 1) if whole else None
+        offset, step = view.start - self.start, view.stride // self.stride
+        if self.across > self.stride > 0:
+            # Fortran order, as of probabilities before scikit-learn 1.6: a column's rows lie side by side.
+            column, offset = divmod(offset, self.across)
+            if not 0 <= column < self.width or view.across % self.across:
+                return None
+        first = offset // self.stride
         last = first + (view.number - 1) * step
         if not (0 <= first < self.number and 0 <= last < self.number):
             return None

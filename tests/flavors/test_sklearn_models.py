@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import skops.io
+from sklearn._loss._loss import CyHalfSquaredError
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.cluster import Birch, KMeans
 from sklearn.datasets import load_iris
@@ -63,6 +64,10 @@ OWN = [
 ]
 
 
+#: The losses of boosting do not say where they are from, before scikit-learn 1.6: skops cannot find them again.
+NAMELESS = CyHalfSquaredError.__module__ == "_loss"
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("estimator", OWN, ids=lambda each: type(each).__name__)
 def test_models_of_own_types_are_skops_and_give_the_same_predictions(recorder, iris, estimator):
@@ -72,6 +77,10 @@ def test_models_of_own_types_are_skops_and_give_the_same_predictions(recorder, i
     model = clone(estimator).fit(X, y)
     logged, *_ = recorder.models()  # A search's best estimator is a model besides.
     assert logged.name == "model"
+    if NAMELESS and "Boosting" in type(model).__name__:
+        assert config_of(logged)["serialization_format"] == "cloudpickle"
+        assert "_loss." in logged.tags["autolog.not_skops"]
+        return
     assert config_of(logged)["serialization_format"] == "skops", logged.tags
     found = files(recorder, logged)
     assert "model.skops" in found

@@ -112,6 +112,34 @@ def test_columns_and_rows_of_predictions_are_followed_as_in_mlflow_they_are_not(
     }
 
 
+class Sideways(LogisticRegression):
+    """Predicts in Fortran order, as scikit-learn's linear models did."""
+
+    def predict_proba(self, X):
+        return super().predict_proba(X).T.copy().T
+
+
+def test_rows_of_predictions_in_fortran_order_are_followed(recorder, cancer):
+    X_train, X_test, y_train, y_test = cancer
+    recorder.start(log_models=False)
+    proba = Sideways(max_iter=5000).fit(X_train, y_train).predict_proba(X_test)
+    assert proba.strides[0] < proba.strides[1]
+    auc = roc_auc_score(y_test, proba[:, 1])
+    loss = log_loss(y_test[:30], proba[:30])
+    odd = log_loss(y_test[1::2], proba[1::2, 1])
+    backwards = log_loss(y_test[::-1][:30], proba[::-1][:30])
+    log_loss([0, 1], proba.ravel("F")[len(X_test) - 1 :][:2])  # The end of a column and the beginning of the next.
+    log_loss([0, 1], proba[0])  # A row as a vector.
+    run = recorder.run()
+    rows = len(X_test)
+    assert told(run) == {
+        "roc_auc_score_X_test": auc,
+        "log_loss_X_test.0-30": loss,
+        f"log_loss-2_X_test.1-{rows}.2": odd,
+        f"log_loss-3_X_test.{rows - 30}-{rows}": backwards,
+    }
+
+
 def test_what_only_looks_like_a_prediction_is_not_taken_for_one(recorder, cancer):
     X_train, X_test, y_train, y_test = cancer
     recorder.start(log_models=False)

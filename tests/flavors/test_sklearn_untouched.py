@@ -159,7 +159,7 @@ def test_disabling_leaves_no_trace(recorder, iris):
 
 
 CHECKS = """
-import os, signal, sys, warnings
+import inspect, os, signal, sys, warnings
 import autolog
 autolog.autolog(tracking_uri="http://127.0.0.1:9", exit_timeout=0)
 warnings.simplefilter("ignore")
@@ -168,6 +168,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.estimator_checks import check_estimator
 for estimator in (LogisticRegression(), DecisionTreeRegressor(), KNeighborsClassifier()):
+    if "on_fail" not in inspect.signature(check_estimator).parameters:  # Before scikit-learn 1.6 the first one raises.
+        check_estimator(estimator)
+        continue
     done = check_estimator(estimator, on_fail=None)
     failed = [(each["check_name"], each["exception"]) for each in done if each["status"] == "failed"]
     assert len(done) > 40 and not failed, failed
