@@ -54,4 +54,21 @@ TRAININGS = {
         saw("inertia", step, float(model.inertia_))
         time.sleep(0.002)
     """,
+    # A run for each fit; its truth bears the parameter that tells it from the others.
+    "pyspark": BEGIN
+    + """
+    from pyspark.ml.classification import LogisticRegression
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql import SparkSession
+    spark = SparkSession.builder.master("local[1]").appName("chaos").getOrCreate()
+    spark.sparkContext.setLogLevel("OFF")
+    rows = [(float(i % 2), Vectors.dense([float(i), float(i * int(sys.argv[3]) % 7)])) for i in range(20)]
+    data = spark.createDataFrame(rows, ["label", "features"])
+    for step in range(steps):
+        model = LogisticRegression(maxIter=3, regParam=0.1 * (step + 1)).fit(data)
+        for i, value in enumerate(model.summary.objectiveHistory):
+            saw(f"objectiveHistory@{model.getRegParam()}", i, value)
+    """,
 }
+#: Of trainings that are many runs: the parameter that tells these apart.
+PARAMETER = {"pyspark": "regParam"}

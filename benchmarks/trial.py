@@ -19,7 +19,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from nursery import Nursery, Process
-from trainings import TRAININGS
+from trainings import PARAMETER, TRAININGS
 
 #: Seconds before a fault within which values may be missing: the writer's interval, and its own time. Seconds in which
 #: the training's threads stood in line for a processor of a busy machine are not counted.
@@ -74,16 +74,15 @@ class Line:
 class Trial:
     """One training in a folder of its own, and what became of it."""
 
-    def __init__(
-        self, framework: str, seed: int, store: str, nurseries: Mapping[str, Nursery], steps: int = 200
-    ) -> None:
+    def __init__(self, framework: str, seed: int, store: str, nurseries: Mapping[str, Nursery]) -> None:
         """nurseries: where processes are forked; a trial whose name is not there begins with the interpreter."""
         self.framework = framework
         self.seed = seed
         self.nurseries = nurseries
         self.random = random.Random(f"{framework}-{seed}")
         self.store = store
-        self.steps = steps
+        #: What it trains to its end, and before which of the values that it sees a fault comes.
+        self.steps, self.span = (4, 12) if framework in PARAMETER else (200, 120)
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.experiment = f"chaos-{self.folder.name}"
         self.truth_file = self.folder / "truth.txt"
@@ -97,6 +96,7 @@ class Trial:
             "AUTOLOG_EXIT_TIMEOUT": "60",
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1",
+            "SPARK_CONF_DIR": str(Path(__file__).resolve().parents[1] / "tests" / "spark"),
         }
         self.problems: list[tuple[str, str]] = []
         self.process: Process | None = None
@@ -173,6 +173,19 @@ class Trial:
                 found.append(int(path.parent.name))
         return found
 
+    def children(self, program: str) -> list[int]:
+        """Return the children of the training that run `program`."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                _, rest = path.read_text().split(" (", 1)
+            except OSError:
+                continue
+            name, _, fields = rest.rpartition(") ")
+            if self.process is not None and name == program and int(fields.split()[1]) == self.process.pid:
+                found.append(int(path.parent.name))
+        return found
+
     def strike(self) -> None:
         """Note when the fault comes: now."""
         self.line.look()
@@ -208,17 +221,17 @@ class Trial:
                 quiet = time.monotonic()
             time.sleep(0.02)
 
-    def ended(self, code: int, seconds: float = PATIENCE) -> None:
-        """Wait for the training to end by itself, with `code`."""
+    def ended(self, *codes: int) -> None:
+        """Wait for the training to end by itself, with one of `codes`."""
         assert self.process is not None
         try:
-            found = self.process.wait(seconds)
+            found = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.problems.append(("hung", "the training did not end"))
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             return
-        if found != code:
+        if found not in codes:
             self.problems.append(("wrong", f"exit code {found}: {self.said()}"))
 
     def sync(self, *, twice_at_once: bool = False) -> None:
@@ -275,44 +288,46 @@ class Trial:
         return bool(found) and (bool(senders) or any(_waits(path) for path in found))
 
     def check(self, status: str) -> None:
-        """Compare the store with the truth; the run must have ended with `status`."""
+        """Compare the store with the truth; the run must have ended with `status`.
+
+        A training of many runs has FINISHED ones, too: all but the one that the fault met.
+        """
         truth = self.truth()
-        runs = self.runs()
         if not truth:
             return  # Killed before its first step: there is nothing to say.
-        before = [at for _, at in truth.values() if self.before_fault(at) > GRACE]
-        if not runs:
-            if before:
-                self.problems.append(("lost", "there is no run"))
-            return
-        if len(runs) > 1:
-            self.problems.append(("doubled", f"{len(runs)} runs"))
-        run = runs[0]
-        if run.info.status != status:
-            self.problems.append(("wrong", f"status {run.info.status}, not {status}"))
-        client = self.client()
+        runs = self.runs()
+        many = self.framework in PARAMETER
         for key in {key for key, _ in truth}:
-            history = client.get_metric_history(run.info.run_id, key)
-            held = {point.step: point.value for point in history}
-            if len(held) != len(history):
-                self.problems.append(("doubled", f"{key}: {len(history)} points of {len(held)} steps"))
-            for (name, step), (value, at) in truth.items():
-                if name != key:
-                    continue
-                if step not in held:
-                    early = self.before_fault(at)
-                    self.missing = max(self.missing, early)
-                    if early > GRACE:
-                        raw = self.fault_at - at
-                        self.problems.append(("lost", f"{key} at step {step}, {raw:.3f} s before, {early:.3f} net"))
-                        break
-                self.compared += 1
-                if step in held and abs(held[step] - value) > 1e-6 * max(1.0, abs(value)):
-                    self.problems.append(("wrong", f"{key} at step {step} is {held[step]}, not {value}"))
-                    break
-        for model in client.search_logged_models([run.info.experiment_id]):
+            metric, _, value = key.partition("@")
+            its = [run for run in runs if run.data.params[PARAMETER[self.framework]] == value] if many else runs
+            if len(its) > 1:
+                self.problems.append(("doubled", f"{key}: {len(its)} runs"))
+            for run in its:
+                if run.info.status != status and not (many and run.info.status == "FINISHED"):
+                    self.problems.append(("wrong", f"status {run.info.status}, not {status}"))
+            history = self.client().get_metric_history(its[0].info.run_id, metric) if its else []
+            self.compare(key, {step: seen for (name, step), seen in truth.items() if name == key}, history)
+        for model in self.client().search_logged_models([run.info.experiment_id for run in runs[:1]]) if runs else []:
             if str(model.status) not in ("READY", "FAILED"):
                 self.problems.append(("wrong", f"a LoggedModel is {model.status}"))
+
+    def compare(self, key: str, truth: Mapping[int, tuple[float, float]], history: Sequence[Any]) -> None:
+        """Compare a metric's `history` in the store with what was seen of it."""
+        held = {point.step: point.value for point in history}
+        if len(held) != len(history):
+            self.problems.append(("doubled", f"{key}: {len(history)} points of {len(held)} steps"))
+        for step, (value, at) in truth.items():
+            if step not in held:
+                early = self.before_fault(at)
+                self.missing = max(self.missing, early)
+                if early > GRACE:
+                    raw = self.fault_at - at
+                    self.problems.append(("lost", f"{key} at step {step}, {raw:.3f} s before, {early:.3f} net"))
+                    break
+            elif abs(held[step] - value) > 1e-6 * max(1.0, abs(value)):
+                self.problems.append(("wrong", f"{key} at step {step} is {held[step]}, not {value}"))
+                break
+            self.compared += 1
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
