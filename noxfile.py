@@ -88,6 +88,13 @@ def pyspark(session: nox.Session, version: str) -> None:
 
 
 @nox.session(python=PYTHONS[1])
+def ui(session: nox.Session) -> None:
+    """`autolog ui` with the package mlflow, which has the pages that mlflow-skinny lacks."""
+    session.install("-e", ".[test-core]", "mlflow")
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or ["tests/ui.py"]))
+
+
+@nox.session(python=PYTHONS[1])
 def audit(session: nox.Session) -> None:
     """Known vulnerabilities of what the package depends on; asks the advisory database, so it needs the network."""
     session.install("pip-audit>=2.7")

@@ -42,9 +42,9 @@ def ui(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             out.print(f"  {start} {shlex.join(arguments)}", markup=False, soft_wrap=True)
         return 1
     out.print(f"MLflow's UI: [bold]http://127.0.0.1:{options.port}[/]  [dim]Ctrl-C ends it[/]", soft_wrap=True)
-    command = [sys.executable, "-m", "mlflow", *arguments]
-    # The store's artifacts are named relative to its folder where MLflow made it with no other word.
-    environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")}
+    # One person looks: one worker, and no jobs, so that it is there soon.
+    command = [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"]
+    environ = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     sys.stdout.flush()
     if os.name == "posix":
         os.execve(sys.executable, command, environ)
