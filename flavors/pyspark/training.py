@@ -62,10 +62,13 @@ class Training:
         # The user may change the model's params from here on; and its companion in the JVM must not be touched while
         # the user's own calls use it.
         detached = guard.attempt(snapshot.detach, model)
-        key = None
-        if run.config.log_models:
+        key = run.declare_model(register=True) if run.config.log_models else None
+        if detached.value is not None:
+            # Before the models, which take Spark's jobs: a driver that dies meanwhile has left its numbers.
+            self._summarize(run, model, key)
+        if key is not None:
             steps = guard.run("follow the columns", columns.steps, estimator, extra)
-            key = run.model(self._take(run, detached, steps), register=True)
+            run.save_model(key, self._take(run, detached, steps))
         predictions.remember(model, run, key)
         best = getattr(model, "bestModel", None) if stages.is_search(estimator) else None
         if best is not None:
@@ -75,7 +78,7 @@ class Training:
                 best_key = run.model(self._take(run, inner, steps), name="best_model")
             predictions.remember(best, run, best_key)
         if detached.value is not None:
-            self._read(run, model, detached.value, key, self._last_frame(estimator, extra))
+            self._weigh(run, detached.value, self._last_frame(estimator, extra))
 
     def _take(
         self, run: Run, detached: guard.Outcome[Any], steps: list[columns.Step] | None
@@ -95,17 +98,22 @@ class Training:
                 seen = self._fitted_on.get(stage.uid, seen)
         return seen
 
-    def _read(self, run: Run, model: Any, detached: Any, key: str | None, seen: Any) -> None:
-        """Read what a model says of itself, on the worker thread.
-
-        seen: the frame that its last stage was fitted on.
-        """
+    def _summarize(self, run: Run, model: Any, key: str | None) -> None:
+        """Record what a model says of its training, from the worker thread."""
 
         def summarize() -> None:
             # Of the user's own object, which keeps it: a copy of LinearSVCModel and others has no summary any more.
             found = self.hold.ask(run, "reading the training summary", summaries.read, model)
             for step, values in found or ():
                 run.metrics(values, step=step, model=key, dataset=self.dataset)
+
+        run.later("read the training summary", summarize)
+
+    def _weigh(self, run: Run, detached: Any, seen: Any) -> None:
+        """Record what a model weighs its features with, from the worker thread.
+
+        seen: the frame that its last stage was fitted on.
+        """
 
         def weigh() -> None:
             types = run.config.importance_types
@@ -119,5 +127,4 @@ class Training:
                 }
                 run.figure(f"{weights.name}.png", "bars", data)
 
-        run.later("read the training summary", summarize)
         run.later("read coefficients or importances", weigh)
