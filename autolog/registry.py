@@ -72,7 +72,8 @@ def supported(name: str) -> tuple[str, str]:
         if canonicalize_name(requirement.name) != distribution or requirement.marker is None:
             continue
         if requirement.marker.evaluate({"extra": name}) and not requirement.marker.evaluate({"extra": ""}):
-            return requirement.name, str(requirement.specifier)
+            # Its lower end first, as people write it.
+            return requirement.name, ",".join(sorted(str(requirement.specifier).split(","), reverse=True))
     return "", ""
 
 

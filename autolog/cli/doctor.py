@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import autolog
 from autolog import guard, registry
-from autolog.cli.screen import console, versions
+from autolog.cli.screen import console
 from autolog.cli.showing import store_of
 from autolog.config import resolve
 from autolog.spool import SpoolError, check_private, describe, root, spools
@@ -95,7 +95,7 @@ def _frameworks() -> Iterator[Check]:
         if problem is not None:
             yield Check(name, problem=problem, fix=f'pip install "{distribution}{supported}"')
         else:
-            yield Check(name, f"{distribution} {installed}, supported {versions(supported)}")
+            yield Check(name, f"{distribution} {installed}, supported {supported}")
         loaded = guard.attempt(registry.load_flavor, name)
         if loaded.error is not None:
             yield Check(name, problem=f"its flavor cannot be loaded: {loaded.error}", fix=registry.install_hint(name))
@@ -161,7 +161,8 @@ def _spool() -> Iterator[Check]:
     folder = root()
     made = guard.attempt(_try_spool, folder)
     if isinstance(made.error, SpoolError):
-        yield Check("spool", problem=str(made.error), fix=_spool_fix(folder))
+        # Its own advice is that of the fix.
+        yield Check("spool", problem=str(made.error).partition("; run:")[0], fix=_spool_fix(folder))
         return
     if made.error is not None:
         yield Check(

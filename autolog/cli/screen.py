@@ -68,11 +68,6 @@ def sparkline(values: Sequence[float], width: int, *, encoding: str | None = Non
     return "".join(marks[round((h - low) * scale)] if math.isfinite(h) else " " for h in heights)
 
 
-def versions(specifier: str) -> str:
-    """Return a range of versions with its lower end first."""
-    return ",".join(sorted(specifier.split(","), reverse=True))
-
-
 def number(value: float) -> str:
     """Return `value` in six significant digits at most."""
     return f"{value:.6g}"

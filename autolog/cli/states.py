@@ -13,7 +13,7 @@ from typing import Any
 
 import autolog
 from autolog import guard, registry, sender
-from autolog.cli.screen import console, grid, versions
+from autolog.cli.screen import console, grid
 from autolog.spool import Lease, Spool, describe, root, spools
 
 
@@ -101,7 +101,7 @@ def status(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         table.add_row(
             distribution or name,
             state,
-            versions(supported),
+            supported,
             "[yellow]outside the supported range[/]" if problem else "",
         )
     out.print(table)

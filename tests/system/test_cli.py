@@ -465,10 +465,16 @@ def test_doctor_finds_nothing_where_all_is_set_up_and_leaves_nothing(command, pl
     assert [run.info.run_name for run in place.runs()] == ["first try", "second try"]
 
 
-def findings(out: str) -> dict[str, tuple[str, str]]:
-    """What is to be fixed: name -> (problem, fix)."""
+TROUBLES = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+def findings(out: str, folder: Path | None = None) -> dict[str, tuple[str, str]]:
+    """What is to be fixed: name -> (problem, fix). The page on troubles shows it so; folder: its /home/ada."""
     found = re.findall(r"^fix   ([\w ]+): (.+)\n +(.+)$", out, re.MULTILINE)
     assert out.rstrip().endswith("to fix."), out
+    for shown in re.findall(r"^fix   .+\n +.+$", out, re.MULTILINE):
+        shown = re.sub(r"Errno \d+", "Errno 111", shown)  # Linux's number.
+        assert (shown.replace(str(folder), "/home/ada") if folder else shown) in TROUBLES
     return {name: (problem, fix) for name, problem, fix in found}
 
 
@@ -496,7 +502,7 @@ def test_doctor_of_a_spool_that_others_can_write(command, place, recorded) -> No
     folder.mkdir()
     folder.chmod(0o777)
     code, out, _ = command("doctor")
-    assert (code, findings(out)["spool"][1]) == (1, f"chmod 700 {folder}")
+    assert (code, findings(out, place.folder)["spool"][1]) == (1, f"chmod 700 {folder}")
     folder.chmod(0o700)
     assert command("doctor")[0] == 0
 
@@ -505,7 +511,7 @@ def test_doctor_of_spark_without_java(command, place, recorded) -> None:
     empty = place.folder / "empty"
     empty.mkdir()
     code, out, _ = command("doctor", JAVA_HOME=str(empty))
-    problem, fix = findings(out)["java"]
+    problem, fix = findings(out, place.folder)["java"]
     assert (code, problem) == (1, f"Spark needs it, and there is none in JAVA_HOME ({empty})")
     assert "openjdk-17" in fix
     java = empty / "bin" / "java"
@@ -513,7 +519,7 @@ def test_doctor_of_spark_without_java(command, place, recorded) -> None:
     java.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_402\"' >&2\n")
     java.chmod(0o755)
     _, out, _ = command("doctor", JAVA_HOME=str(empty))
-    assert "is version 8; Spark" in findings(out)["java"][0]
+    assert re.search(r"^fix   java: .+ is version 8; Spark [\w.]+ needs 17, 21$", out, re.MULTILINE)
 
 
 def test_doctor_of_a_framework_that_is_too_old_and_a_broken_package(place, recorded) -> None:
@@ -531,7 +537,7 @@ def test_doctor_of_a_framework_that_is_too_old_and_a_broken_package(place, recor
 
 def test_doctor_of_a_store_that_cannot_be_made_and_of_a_wrong_setting(command, place) -> None:
     code, out, _ = command("doctor", "--tracking-uri", f"sqlite:///{place.folder}/no/such/mlflow.db")
-    assert (code, findings(out)["store"][1]) == (1, f"mkdir -p {place.folder}/no/such")
+    assert (code, findings(out, place.folder)["store"][1]) == (1, f"mkdir -p {place.folder}/no/such")
     code, out, _ = command("doctor", AUTOLOG_MAX_POINTS="many")
     assert code == 1
     assert "AUTOLOG_MAX_POINTS must be" in findings(out)["settings"][0]
