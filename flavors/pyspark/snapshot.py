@@ -34,8 +34,8 @@ def detach(part: Any) -> Any:
 
     Raises: what the JVM raises.
     """
+    from pyspark import SparkContext
     from pyspark.ml.param import Params
-    from pyspark.ml.wrapper import JavaParams
 
     empty: list[Any] = []
 
@@ -52,7 +52,8 @@ def detach(part: Any) -> Any:
         state = {}
         for name, value in vars(original).items():
             if name == "_java_obj" and hasattr(value, "_target_id"):
-                empty[:] = empty or [JavaParams._empty_java_param_map()]
+                # By its full name: on the way over the packages, each would be looked up in the JVM.
+                empty[:] = empty or [getattr(SparkContext._jvm, "org.apache.spark.ml.param.ParamMap")()]
                 state[name] = value.copy(empty[0])
             elif name == "_java_obj" and hasattr(value, "add_ref"):
                 value.add_ref()  # Spark Connect: the server forgets a model that nobody refers to any more.
