@@ -41,3 +41,8 @@ def better(name: str, value: float, than: float) -> bool:
     """Return whether `value` of the metric `name` is better than `than`; False where its name does not say."""
     way = direction(name)
     return value < than if way == "min" else value > than if way == "max" else False
+
+
+def held_out(name: str) -> bool:
+    """Return whether the metric `name` is of data that the model was not trained on, as far as its name says."""
+    return any(word in name.lower() for word in ("val", "test", "eval", "cv")) and "train" not in name.lower()

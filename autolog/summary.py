@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from autolog.endings import AS_EXIT_CODE
-from autolog.ranking import Direction, direction
+from autolog.ranking import Direction, direction, held_out
 from autolog.records import Block, DeclareModel, DropModels, EndRun, Figure, OpenRun, Params, Points, Record
 from autolog.uris import absolute_uri, without_credentials
 
@@ -198,13 +198,9 @@ def _best(metrics: Mapping[str, tuple[int, float]], config: Config) -> str | Non
         ranked = [name for name in metrics if direction(name)]
         if not ranked:
             return None
-        name = min(ranked, key=lambda name: (not _held_out(name), direction(name) != "max", len(name), name))
+        name = min(ranked, key=lambda name: (not held_out(name), direction(name) != "max", len(name), name))
     step, value = metrics[name]
     return f"{name} {value:.6g}" + (f" at step {step}" if step else "")
-
-
-def _held_out(name: str) -> bool:
-    return any(word in name.lower() for word in ("val", "test", "eval", "cv")) and "train" not in name.lower()
 
 
 def _look(opened: OpenRun, run_id: str | None, uri: str) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def shoot(url: str, name: str, width: int, height: int, folder: Path, seconds: i
     ]
     command += [f"--user-data-dir={folder / 'chromium'}", f"--window-size={width},{height}", f"--screenshot={raw}"]
     command += [f"--virtual-time-budget={seconds * 1000}", url]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     shrink(raw, PICTURES / f"{name}.png")
 
 
@@ -135,13 +135,25 @@ def main() -> None:
             "AUTOLOG_CHECKPOINTS": "every=epoch,monitor=val_loss",
             "AUTOLOG_EXIT_TIMEOUT": "60",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         train(folder, environ)
         terminal([sys.executable, "-m", "autolog", "show"], "show", folder, environ)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", port]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            store,
+            "--port",
+            port,
+            "--workers",
+            "1",
+        ]
         server = subprocess.Popen(command, cwd=folder, env=environ, start_new_session=True)
         try:
             address = f"http://127.0.0.1:{port}"
@@ -165,6 +177,10 @@ def pages(address: str, store: str, folder: Path) -> None:
     assert experiment is not None
     base = f"{address}/#/experiments/{experiment.experiment_id}"
     shoot(f"{base}/models?workflowType=machine_learning", "models", 1700, 620, folder)
+    (loop,) = client.search_runs([experiment.experiment_id], "tags.mlflow.source.name LIKE '%digits.py'")
+    shoot(
+        f"{base}/runs/{loop.info.run_id}/model-metrics?workflowType=machine_learning", "curves", 1700, 980, folder, 90
+    )
 
 
 if __name__ == "__main__":

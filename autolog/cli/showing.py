@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autolog import guard
 from autolog.cli.screen import UNCUT, console, duration, grid, moment, number, sparkline
 from autolog.config import resolve
-from autolog.ranking import direction
+from autolog.ranking import direction, held_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,7 +222,7 @@ def _children(out: Console, run: StoredRun, limit: int | None) -> None:
 def _telling(out: Console, of_each: Sequence[Mapping[str, float]]) -> list[str]:
     """Return the metrics that tell models or runs apart: those that most have, that are ranked, of held-out data."""
     counts = Counter(name for metrics in of_each for name in metrics)
-    names = sorted(counts, key=lambda name: (direction(name) is None, -counts[name], "train" in name, name))
+    names = sorted(counts, key=lambda name: (-counts[name], not held_out(name), name))
     ranked = [name for name in names if direction(name)]
     return (ranked or names)[: 3 if out.width >= 110 else 1]
 

@@ -82,7 +82,8 @@ def test_digest_covers_features(cancer, tmp_path, kind):
     X, y = cancer
     make = kinds(tmp_path)[kind]
     other = X.copy()
-    other[0, 0] += 1.0
+    # Of a quantile matrix a sample of the cuts is looked at: whether one value moves one of these depends on XGBoost.
+    other[0 if kind != "quantile" else slice(None), 0] += 1.0
     digests = [describe(make(data, y), "x").digest for data in (X, X.copy(), other)]
     assert digests[0] == digests[1] != digests[2]
 
