@@ -120,6 +120,7 @@ def jvm_killed(trial: Trial) -> None:
     trial.start()
     trial.until_step(trial.random.randrange(0, trial.span))
     trial.pass_time(trial.random.random() * 0.2)
+    trial.strike()
     trial.kill(*trial.children("java"))
     trial.ended(1)
     trial.closed_within(CLOSED)
