@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from autolog.signature import schema
 
 #: Columns looked at, and rows: as many as make about this many cells, within limits.
 _COLUMNS, _CELLS, _FEWEST_ROWS, _MOST_ROWS = 64, 4096, 64, 1024
+#: Cells looked at along each further axis.
+_CELLS_ACROSS = 16
 #: Bytes of an array up to which its whole content is looked at.
 _WHOLE = 256 * 1024
 
@@ -48,23 +50,26 @@ def describe(features: Any, targets: Any = None, *, name: str = "dataset") -> Da
     parts = [part for part in (features, targets) if part is not None]
     if not parts:
         return None
+    return made_of(parts, name=name, schema=_schema(features, targets), profile=_profile(features, targets))
+
+
+def made_of(parts: Iterable[Any], *, name: str, schema: str | None, profile: str | None) -> Dataset | None:
+    """Return a dataset whose digest is that of `parts`, each as :func:`describe` takes it, or a text.
+
+    schema, profile: JSON texts as MLflow's ``Dataset`` entity has them. None where a part is of no known kind.
+    """
     digest = hashlib.blake2b(digest_size=4)
     for part in parts:
-        if not _feed(digest, part):
+        if isinstance(part, str):
+            digest.update(part.encode(errors="surrogatepass"))
+        elif not _feed(digest, part):
             return None
-    return Dataset(
-        name=name,
-        digest=digest.hexdigest(),
-        source_type="code",
-        source=json.dumps(
-            {"tags": {"mlflow.source.name": sys.argv[0] if sys.argv else "", "mlflow.source.type": "LOCAL"}}
-        ),
-        schema=_schema(features, targets),
-        profile=_profile(features, targets),
-    )
+    tags = {"mlflow.source.name": sys.argv[0] if sys.argv else "", "mlflow.source.type": "LOCAL"}
+    return Dataset(name, digest.hexdigest(), "code", json.dumps({"tags": tags}), schema, profile)
 
 
-def _indices(length: int, limit: int) -> list[int]:
+def spread(length: int, limit: int) -> list[int]:
+    """Return at most `limit` evenly spaced indices below `length`, the first and the last among them."""
     if length <= limit:
         return list(range(length))
     return [i * (length - 1) // (limit - 1) for i in range(limit)]
@@ -73,7 +78,7 @@ def _indices(length: int, limit: int) -> list[int]:
 def _rows(shape: Sequence[int]) -> list[int]:
     """Return which rows to look at in data of this shape."""
     columns = min(max(shape[1], 1), _COLUMNS) if len(shape) > 1 else 1
-    return _indices(shape[0], min(max(_CELLS // columns, _FEWEST_ROWS), _MOST_ROWS))
+    return spread(shape[0], min(max(_CELLS // columns, _FEWEST_ROWS), _MOST_ROWS))
 
 
 def _feed(digest: Any, data: Any) -> bool:
@@ -87,7 +92,7 @@ def _feed(digest: Any, data: Any) -> bool:
         _feed_array(digest, data)
     elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
         digest.update(f"list{len(data)}".encode())
-        for i in _indices(len(data), _FEWEST_ROWS * 4):
+        for i in spread(len(data), _FEWEST_ROWS * 4):
             digest.update(repr(data[i])[:1000].encode())
     else:
         return False
@@ -100,9 +105,16 @@ def _feed_array(digest: Any, array: Any) -> None:
         sample = array
     elif len(array.shape) == 1:
         sample = array[_rows(array.shape)]
+    elif len(array.shape) == 2:
+        sample = array[_rows(array.shape)][:, spread(array.shape[1], _COLUMNS)]
     else:
-        sample = array[_rows(array.shape)][:, _indices(array.shape[1], _COLUMNS)]
-    sample = sample.detach().cpu().numpy() if hasattr(sample, "detach") else sample
+        # A view of every so many cells first: the rows of pictures are too large to be copied whole.
+        cells = (slice(None), *(slice(None, None, -(-int(n) // _CELLS_ACROSS) or 1) for n in array.shape[1:]))
+        sample = array[cells][spread(array.shape[0], _FEWEST_ROWS)]
+    if hasattr(sample, "detach"):
+        sample = sample.detach().cpu()
+        # numpy has no such type.
+        sample = (sample.float() if "bfloat" in str(sample.dtype) or "float8" in str(sample.dtype) else sample).numpy()
     digest.update(repr(sample.tolist()).encode() if str(array.dtype) == "object" else sample.tobytes())
 
 
@@ -125,7 +137,7 @@ def _feed_frame(digest: Any, frame: Any) -> None:
         return
     names = list(frame.columns)
     digest.update(repr(names[:1000]).encode())
-    columns = _indices(shape[1], _COLUMNS)
+    columns = spread(shape[1], _COLUMNS)
     # All cells at once: a column of a frame takes longer to get than its cells.
     if hasattr(frame, "iloc"):
         picked = frame.iloc[rows, columns]

@@ -386,7 +386,11 @@ class Delivery:
 
     def _declare_model(self, record: DeclareModel) -> None:
         client, run_id, run = self._where(record.run)
-        self._models.declare(record, client, run_id, run, self._to(client, run_id))
+        self._models.declare(record, client, run_id, run)
+
+    def _model_files(self, record: ModelFiles) -> None:
+        client, run_id, _ = self._where(record.run)
+        self._models.files(record, self._to(client, run_id))
 
     def _derive(self, record: Derive, *, uncertain: bool) -> None:
         blob = self._spool.blobs / record.blob
@@ -441,7 +445,7 @@ class Delivery:
         Text: _text,
         Figure: _figure,
         DeclareModel: _declare_model,
-        ModelFiles: lambda self, record: self._models.files(record),
+        ModelFiles: _model_files,
         ModelFailed: lambda self, record: self._models.failed(record),
         DropModels: lambda self, record: self._models.drop(record),
         Derive: _derive,

@@ -87,6 +87,7 @@ class Flavor:
         optimizers: Sequence[Any],
         schedulers: Sequence[Any],
         scaler: Any,
+        generators: Sequence[Any],
         tags: Mapping[str, str],
     ) -> tuple[int, int]:
         """Restore the user's objects from a model's files in `folder`; return (steps made, epochs complete).

@@ -39,12 +39,10 @@ class LoggedModels:
         self._client = client
         self._recovered = recovered
 
-    def declare(
-        self, record: DeclareModel, client: MlflowClient, run_id: str, run: Mapping[str, str], batches: RunBatches
-    ) -> None:
+    def declare(self, record: DeclareModel, client: MlflowClient, run_id: str, run: Mapping[str, str]) -> None:
         """Create the model and link it to its run.
 
-        client, run_id, run: where the run is and what else is known of it; batches: sends its metrics.
+        client, run_id, run: where the run is and what else is known of it.
         """
         key = f"model:{record.model}"
         known = self._spool.lookup(key)
@@ -62,6 +60,8 @@ class LoggedModels:
                 "register_as": record.register_as or "",
                 "artifacts": model.artifact_location,
             }
+            if record.metrics_since is not None:
+                detail["metrics_since"] = str(record.metrics_since)
             self._spool.bind(key, model.model_id, self._me, detail)
             model_id = model.model_id
         else:
@@ -69,12 +69,10 @@ class LoggedModels:
         linked = again and any(output.model_id == model_id for output in client.get_run(run_id).outputs.model_outputs)
         if not linked:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
-        if record.metrics_since is not None and not is_file_store(run["uri"]):
-            _link_by_hand(client, run_id, model_id, record.metrics_since, batches)
         self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
 
-    def files(self, record: ModelFiles) -> None:
-        """Complete the model's files, upload them and close it as READY.
+    def files(self, record: ModelFiles, batches: RunBatches) -> None:
+        """Complete the model's files, upload them and close it as READY; batches: sends metrics of its run.
 
         Raises: OSError where not all of them arrived.
         """
@@ -97,6 +95,8 @@ class LoggedModels:
             _check_uploaded(client, known.remote, folder)
         if package.get("tags"):
             client.set_logged_model_tags(known.remote, package["tags"])
+        if "metrics_since" in known.detail and not is_file_store(known.detail["uri"]):
+            _link_by_hand(client, known.detail["run_id"], known.remote, int(known.detail["metrics_since"]), batches)
         client.finalize_logged_model(known.remote, LoggedModelStatus.READY)
         if known.detail["register_as"]:
             _register(client, known.remote, known.detail)
@@ -155,10 +155,11 @@ def _create(client: MlflowClient, record: DeclareModel, run_id: str, experiment_
 def _link_by_hand(client: MlflowClient, run_id: str, model_id: str, since: int, batches: RunBatches) -> None:
     """Link the metrics that the user logged last to the model: the same points again, which SQL stores keep once.
 
-    The file store would keep them twice.
+    The file store would keep them twice. What is linked already stays as it is: it may be linked to a dataset, too.
     """
+    linked_already = {metric.key for metric in client.get_logged_model(model_id).metrics or ()}
     stored = client.get_run(run_id).data._metric_objs
-    recent = [metric for metric in stored if metric.timestamp >= since]
+    recent = [metric for metric in stored if metric.timestamp >= since and metric.key not in linked_already]
     linked = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id) for m in recent]
     batches.again(linked)
 

@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from autolog import guard
+
 #: Predictions that are compared with, numbers in one of them at most, and rows that are compared first.
 RECENT, LARGEST, PROBE = 8, 2_000_000, 32
 #: Numbers in a prediction at most that a copy is kept of.
@@ -70,12 +72,14 @@ def _column(values: Any) -> Any:
     """Return the values as a numpy array of one dimension, None for what are not numbers or texts in one column."""
     import numpy as np
 
-    if (
-        isinstance(values, list)
-        and 0 < len(values) <= LARGEST
-        and isinstance(values[0], str | int | float | np.generic)
-    ):
-        values = np.asarray(values)
+    if isinstance(values, list) and 0 < len(values) <= LARGEST:
+        first = values[0]
+        # A row for each, as tensors of one column give it.
+        one = first[0] if isinstance(first, list) and len(first) == 1 else first
+        if not isinstance(one, str | int | float | np.generic):
+            return None
+        made = guard.attempt(np.asarray, values)
+        values = made.value
     elif not hasattr(values, "__array_interface__"):
         # Series of pandas and polars.
         values = values.to_numpy() if hasattr(values, "to_numpy") and getattr(values, "ndim", 1) == 1 else None

@@ -46,6 +46,7 @@ def resume(
     scheduler: Any = None,
     scaler: Any = None,
     *,
+    generator: Any = None,
     run_id: str | None = None,
     model_id: str | None = None,
     required: bool = True,
@@ -53,14 +54,16 @@ def resume(
     """Restore a checkpoint, so that the training goes on as if it had never stopped.
 
     Sets the weights of `model` and the states of `optimizer`, `scheduler` and `scaler` (each one object or a list), and
-    of the random generators of Python, numpy, torch and CUDA. What is trained from here on is recorded in a new run
-    whose steps go on from the checkpoint's and whose tags ``autolog.resumed_from.run_id``, ``.model_id`` and ``.step``
-    name it: the old run's points after the checkpoint stay what they are. To go on in the old run, open it yourself
-    with ``mlflow.start_run(run_id)`` around the training.
+    of the global random generators of Python, numpy, torch and CUDA. What is trained from here on is recorded in a new
+    run whose steps go on from the checkpoint's and whose tags ``autolog.resumed_from.run_id``, ``.model_id`` and
+    ``.step`` name it: the old run's points after the checkpoint stay what they are. To go on in the old run, open it
+    yourself with ``mlflow.start_run(run_id)`` around the training.
 
     A checkpoint of an epoch's end goes on bit for bit with ``for epoch in range(resumed.epoch, epochs)``; one taken
-    inside an epoch does so where batches are drawn by the global generators and not by a pass over a loader.
+    inside an epoch does so where batches are drawn by generators and not by a pass over a loader.
 
+    generator: random generators of your own, one or a list, such as the one given to a ``DataLoader``: torch's, numpy's
+        or ``random.Random``. Each gets the state saved under its variable's name, or the only one that is left.
     run_id: the run whose last checkpoint is wanted; "latest" or None is the newest checkpoint of a model of this class
         in the current experiment.
     model_id: the checkpoint wanted, such as "m-...".
@@ -79,7 +82,12 @@ def resume(
     flavor = _flavor(model)
     wanted = {
         name
-        for name, one in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler))
+        for name, one in (
+            ("optimizer", optimizer),
+            ("scheduler", scheduler),
+            ("scaler", scaler),
+            ("generator", generator),
+        )
         if one is not None
     }
     with beside.own_calls():
@@ -104,6 +112,7 @@ def resume(
                 _several(optimizer),
                 _several(scheduler),
                 scaler,
+                _several(generator),
                 {f"autolog.resumed_from.{name}": value for name, value in tags.items()},
             )
     return Resumed(step, epoch, source, found.model_id)

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from autolog import guard
 from autolog.checkpoints import RESUMABLE, Schedule, Shelf
+from autolog.datasets import Dataset
 from autolog.models import ModelSnapshot
 from autolog.run import Run
-from flavors.torch import models, snapshots, state
+from flavors.torch import models, randomness, snapshots, state
 from flavors.torch.copies import Shadow
 from flavors.torch.models import Visible
 from flavors.torch.state import TrainingState
-from flavors.torch.values import Later
+from flavors.torch.values import Row
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -131,8 +132,8 @@ class _Snapshot:
         self.key: str | None = None
         #: Where the monitored metric's value will be, by the time that the worker looks.
         self.score: Mapping[str, Any] = {}
-        #: (values, step, time) of what is known of the model, recorded already.
-        self.points: tuple[Mapping[str, Any], int, int] | None = None
+        #: What is known of the model, recorded already.
+        self.points: Row | None = None
         #: Whether it is known to be the best so far.
         self.won = False
 
@@ -141,7 +142,7 @@ class Checkpointer:
     """Takes the snapshots of one training.
 
     roots, entries: the models and optimizers, lists that the training fills.
-    epochs: how many epochs are complete.
+    epochs: how many epochs are complete; dataset: what was trained on last, as far as that is known.
     """
 
     def __init__(self, run: Run, roots: Sequence[Root], entries: Sequence[Entry]) -> None:
@@ -158,20 +159,25 @@ class Checkpointer:
         #: The keys of the checkpoints of the weights as they are, and the number of steps at which that was so.
         self._current: dict[Root, str] = {}
         self._current_at = -1
+        #: Schedulers and scaler, weakly.
         self._companions: list[Any] = []
+        #: Held, since the last checkpoint may be taken when the function that drew from them has returned.
+        self._generators: dict[str, Any] = {}
         #: (keys, values) of evaluations whose values are still to be recorded.
         self._unscored: list[tuple[Mapping[Root, str], Mapping[str, Any]]] = []
         self.epochs = 0
+        self.dataset: Dataset | None = None
 
     # -- what the training says -----------------------------------------------------------------------------------
 
     def joined(self, around: Visible) -> None:
-        """Look for schedulers and scalers where an optimizer makes its first step; they are held weakly."""
+        """Look for schedulers, scaler and generators where an optimizer makes its first step."""
         if self._policy.optimizer:
             living = {id(optimizer) for entry in self._entries if (optimizer := entry.optimizer()) is not None}
             found = [*state.schedulers(around, living), state.scaler(around)]
             known = {id(ref()) for ref in self._companions}
             self._companions += [weakref.ref(one) for one in found if one is not None and id(one) not in known]
+            self._generators.update(randomness.generators(around))
 
     def resumed(self, origin: Origin) -> None:
         """Go on counting from a checkpoint."""
@@ -225,12 +231,12 @@ class Checkpointer:
             return None
         return self._current.get(entry.root)
 
-    def evaluated(self, entry: Entry, values: Mapping[str, Any], step: int, at: int) -> str | None:
+    def evaluated(self, entry: Entry, shown: Row) -> str | None:
         """Say what an evaluation of the weights as they are now has shown; return the key to link it to, if any.
 
-        values: metric name -> number, or what a device still computes; they are recorded by the caller for `step` and
-            time `at` (milliseconds since the epoch), in this same dict.
+        shown: numbers, or what a device still computes; the caller records it, and with this same dict of values.
         """
+        values = shown.values
         score = values.get(self._policy.monitor)
         key = self.current(entry)
         if score is None or self._schedule is None:
@@ -246,7 +252,7 @@ class Checkpointer:
             self._best = score
             self._discard_held()
         if key is None and self._schedule.affordable():
-            key = self._take_best(entry, values, (values, step, at), known=known)
+            key = self._take_best(entry, shown, known=known)
         return key
 
     def recorded(self) -> None:
@@ -281,7 +287,7 @@ class Checkpointer:
             # What the user logged by hand since the last step is about this model, if there is only one.
             since = at if len(self._roots) == 1 else None
             self._declare(one, register=status == "FINISHED", since=since)
-            self._link_again(one, (values, step, at))
+            self._link_again(one, Row(values, step, at, dataset=self.dataset))
             guard.run("save the state of the training", one.state.complete, anew=True)
             self._write(one, shelve=False)
 
@@ -309,16 +315,14 @@ class Checkpointer:
             if entry not in mine:
                 last = max((other for other in mine if other.last), key=lambda other: other.steps, default=None)
                 if last is not None and last.last is not None:
-                    self._link_again(one, last.last)
+                    self._link_again(one, Row(*last.last, dataset=self.dataset))
         if self._current:
             self._schedule.taken(step + 1, time.perf_counter() - started)
         else:
             self._schedule.skipped(step + 1)
         return self._current.get(entry.root) if entry.root is not None else None
 
-    def _take_best(
-        self, entry: Entry, values: Mapping[str, Any], points: tuple[Mapping[str, Any], int, int], *, known: bool
-    ) -> str | None:
+    def _take_best(self, entry: Entry, shown: Row, *, known: bool) -> str | None:
         """Copy every model as the best so far, or as what may be; written at once only where that is no burden."""
         assert self._schedule is not None
         self.complete()
@@ -331,7 +335,7 @@ class Checkpointer:
             one = self._copy(root, f"checkpoint-{step}", step, around, force=True)
             if one is None:
                 continue
-            one.score, one.points, one.won = values, points, known
+            one.score, one.points, one.won = shown.values, shown, known
             self._open.append(one)
             if known and rested:
                 self._current[root] = self._declare(one)
@@ -358,6 +362,7 @@ class Checkpointer:
             return None
         mine = [entry for entry in self._entries if entry.root is root and self._policy.optimizer]
         seen = [*around, *(("", held) for ref in self._companions if (held := ref()) is not None)]
+        seen += self._generators.items()
         training = TrainingState(mine, seen, step + 1, self.epochs)
         pt2 = self._run.config.serialization_format == "pt2"
         export_as = f"{self._run.key}-{self._roots.index(root)}" if pt2 else None
@@ -439,17 +444,14 @@ class Checkpointer:
             root.pool.unhold()
             root.pool.give(one.shadow)
 
-    def _link_again(self, one: _Snapshot, points: tuple[Mapping[str, Any], int, int]) -> None:
+    def _link_again(self, one: _Snapshot, shown: Row) -> None:
         """Link what is recorded already: the same points again, in name, step, time and value, are kept once."""
-        values, step, at = points
-        key = one.key
-        if not values:
-            return
-        if any(isinstance(value, Later) for value in values.values()):
-            # By then the drain, which is on the same thread and was asked before, has put numbers in.
-            self._run.later("link metrics", lambda: self._run.metrics(values, step=step, time=at, model=key))
+        row = shown._replace(model=one.key)
+        if row.known:
+            row.record(self._run)
         else:
-            self._run.metrics(values, step=step, time=at, model=key)
+            # By then the drain, which is on the same thread and was asked before, has put numbers in.
+            self._run.later("link metrics", functools.partial(row.record, self._run))
 
     # -- on the worker thread -------------------------------------------------------------------------------------
 

@@ -12,11 +12,13 @@ recorded only where every batch was looked at, which may take a few milliseconds
 from __future__ import annotations
 
 import functools
+import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, runtime
+from autolog.postprocessed import KEPT
 
 if TYPE_CHECKING:
     from flavors.torch.losses import Pending, Threads
@@ -45,6 +47,16 @@ FUNCTIONS = (
     "triplet_margin_loss",
 )
 _CLASSES = ("cross_entropy", "nll_loss")
+#: What users compute metrics on, where it is not what the loss function is given: its probabilities.
+_PROBABILITIES: dict[str, Callable[[Any], Any]] = {
+    "binary_cross_entropy_with_logits": lambda scores: scores.sigmoid(),
+    "cross_entropy": lambda scores: scores.softmax(1),
+    "nll_loss": lambda scores: scores.exp(),
+}
+#: Functions of one prediction a sample, or of one for each class.
+_PREDICTING = frozenset(
+    {*_PROBABILITIES, "binary_cross_entropy", "huber_loss", "l1_loss", "mse_loss", "poisson_nll_loss", "smooth_l1_loss"}
+)
 #: Seconds for accuracy in each evaluation, and the share of its time besides.
 _FREE, _SHARE = 0.005, 0.01
 #: Seconds for accuracy in the epochs of each training before that share holds.
@@ -122,6 +134,8 @@ def see(
         total[0] = total[0] + (value if kwargs.get("reduction") == "sum" else value * size)
         total[1] += size
         total[2] += 1
+        if name in _PREDICTING and "sklearn" in sys.modules:
+            inner.outputs.add(name, scores)
     if name not in _CLASSES:
         return
     target = args[1] if len(args) > 1 else kwargs.get("target")
@@ -131,12 +145,14 @@ def see(
     if started < pending.budget.due if training else inner.cost > _FREE + (started - inner.started) * _SHARE:
         inner.skipped = True
         return
+    # The processor's time is what it costs: on a machine with more to do than it can, the clock goes on meanwhile.
+    before = time.thread_time()
     _compare(inner, scores.detach(), target, kwargs.get("ignore_index", -100), training=training)
-    at = time.perf_counter()
+    took = time.thread_time() - before
     if training:
-        pending.budget.spent(at - started, at)
+        pending.budget.spent(took, started + took)
     else:
-        inner.cost += at - started
+        inner.cost += took
 
 
 def _compare(inner: Pass, scores: Any, target: Any, ignored: int, *, training: bool) -> None:
@@ -156,6 +172,44 @@ def _compare(inner: Pass, scores: Any, target: Any, ignored: int, *, training: b
     inner.correct[1] = count if inner.correct[1] is None else inner.correct[1] + count
 
 
+class Outputs:
+    """What a model has given for the data of an evaluation, as loss functions were given it; on the CPU, and few.
+
+    complete: whether all of it was kept.
+    """
+
+    __slots__ = ("_batches", "_numbers", "complete")
+
+    def __init__(self) -> None:
+        self._batches: dict[str, list[Any]] = {}
+        self._numbers = 0
+        self.complete = True
+
+    def add(self, function: str, scores: Any) -> None:
+        """Keep what the loss `function` was given: (rows,), (rows, 1) or (rows, classes)."""
+        self._numbers += scores.numel()
+        known = self._batches.setdefault(function, [])
+        like = not known or known[0].shape[1:] == scores.shape[1:]
+        if not self.complete or self._numbers > KEPT or not scores.is_cpu or scores.dim() > 2 or not like:
+            self.complete = False
+            self._batches.clear()
+            return
+        known.append(scores.detach())
+
+    def arrays(self) -> list[Any]:
+        """Return it as numpy arrays of all rows, and the probabilities that users make of it.
+
+        Batch by batch, as the user did: the last bit of a sigmoid may depend on where in a batch it stands.
+        """
+        import torch
+
+        found = []
+        for function, batches in self._batches.items():
+            made = _PROBABILITIES.get(function)
+            found += [batches, *([[made(scores) for scores in batches]] if made is not None else [])]
+        return [torch.cat(batches).float().numpy() for batches in found]
+
+
 def names(evaluated: Mapping[str, Any], trained: Collection[str], prefix: str) -> dict[str, str]:
     """Return the metric name of each function's mean: ``<prefix>_loss`` for the one that the training uses.
 
@@ -165,4 +219,4 @@ def names(evaluated: Mapping[str, Any], trained: Collection[str], prefix: str) -
     return {name: f"{prefix}_loss" if name == only else f"{prefix}_{name}" for name in evaluated}
 
 
-__all__ = ["FUNCTIONS", "Budget", "names", "see", "wrap"]
+__all__ = ["FUNCTIONS", "Budget", "Outputs", "names", "see", "wrap"]

@@ -290,12 +290,13 @@ class TorchFlavor(Flavor):
         optimizers: Sequence[Any],
         schedulers: Sequence[Any],
         scaler: Any,
+        generators: Sequence[Any],
         tags: Mapping[str, str],
     ) -> tuple[int, int]:
         """Restore a checkpoint and go on counting from it; see :func:`autolog.resume`."""
         from flavors.torch.resume import restore
 
-        steps, epochs = restore(folder, model, optimizers, schedulers, scaler)
+        steps, epochs = restore(folder, model, optimizers, schedulers, scaler, generators)
         tags = {**tags, "autolog.resumed_from.step": str(steps - 1)}
         for optimizer in optimizers:
             if self._recorder is not None:

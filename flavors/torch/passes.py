@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard
+from flavors.torch.evaluation import Outputs
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -31,7 +32,7 @@ class Pass:
     waited: seconds that the loop waited for data; samples: how many it got; in batches of `batch_size`.
     logged_elsewhere: whether whoever walks it logs what it evaluates itself.
     losses: function -> [sum of loss times batch size, sum of batch sizes, count], without gradients.
-    predicted: the class of each sample, batch by batch, without gradients and on the CPU.
+    outputs: of the model, without gradients; predicted: the class of each sample, batch by batch and on the CPU.
     correct: [how many classes were right, how many looked at], a number or on a device; None where none was.
     """
 
@@ -48,6 +49,7 @@ class Pass:
         "logged_elsewhere",
         "losses",
         "name",
+        "outputs",
         "pending",
         "predicted",
         "samples",
@@ -74,6 +76,7 @@ class Pass:
         self.spoken_for = False
         self.logged_elsewhere = _by_lightning()
         self.losses: dict[str, list[Any]] = {}
+        self.outputs = Outputs()
         self.predicted: list[Any] = []
         self.correct: list[Any] = [0, None]
         #: Seconds spent on :attr:`correct`, and whether batches were left out of it.

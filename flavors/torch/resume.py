@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autolog import guard
 from flavors.torch.models import unwrap
-from flavors.torch.state import TRAINING_STATE, set_random_state
+from flavors.torch.randomness import pairs, set_random_state, set_states
+from flavors.torch.state import TRAINING_STATE
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 
 def restore(
-    folder: Path, model: Module, optimizers: Sequence[Any], schedulers: Sequence[Any], scaler: Any
+    folder: Path,
+    model: Module,
+    optimizers: Sequence[Any],
+    schedulers: Sequence[Any],
+    scaler: Any,
+    generators: Sequence[Any],
 ) -> tuple[int, int]:
     """Restore what is saved in the model folder `folder`; return (steps made, epochs complete).
 
@@ -28,19 +35,28 @@ def restore(
     if not path.exists():
         raise LookupError("the model holds no training state: it is none of autolog's checkpoints")
     saved = torch.load(path, map_location="cpu", weights_only=False)
-    pairs = _pairs(
+    states = _pairs(
         optimizers, [(one["class"], one) for one in saved["optimizers"]], "optimizer", "AcceleratedOptimizer"
     )
-    pairs += _pairs(schedulers, saved["schedulers"], "scheduler", "AcceleratedScheduler")
+    states += _pairs(schedulers, saved["schedulers"], "scheduler", "AcceleratedScheduler")
+    chosen = pairs(generators, saved["generators"])
+    if saved["generators"] and not generators:
+        guard.say_once(
+            "generators",
+            "mlflow-autolog: the checkpoint holds the states of random generators, too (%s). Give yours to "
+            "autolog.resume(generator=...) to have the same random numbers from them.",
+            ", ".join(saved["generators"]),
+        )
     if scaler is not None and saved["scaler"] is None:
         raise LookupError("the checkpoint holds no state of a gradient scaler")
     model.load_state_dict(_for(model, _weights(folder)))
-    for one, state in pairs:
+    for one, state in states:
         one.load_state_dict({name: state[name] for name in ("state", "param_groups")} if "class" in state else state)
     if scaler is not None:
         scaler.load_state_dict(saved["scaler"])
     # Last: what comes before may draw random numbers.
     set_random_state(saved["random"])
+    set_states(chosen)
     return saved["step"], saved["epoch"]
 
 

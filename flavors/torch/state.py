@@ -4,17 +4,18 @@ A checkpoint is taken inside the optimizer's step, where the weights are those o
 (the scheduler's step, the scaler's update) belongs to the same step, so these are read when the next one is recorded,
 a new pass over the data begins, or the training ends, whichever comes first. Random states are those of the checkpoint,
 or of the beginning of the next pass where that is what comes: an epoch begins with drawing the order of its samples.
+The user's own generators count like the global ones.
 """
 
 from __future__ import annotations
 
 import copy
-import random
-import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flavors.torch import randomness
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ _FORMAT = 1
 
 
 class TrainingState:
-    """The state of the optimizers of one model, their schedulers, the loss scaler and the random generators.
+    """The state of the optimizers of one model, their schedulers, the loss scaler and random generators.
 
     step: how many updates were made; epoch: how many epochs are complete.
     """
@@ -41,11 +42,18 @@ class TrainingState:
         found, scales = schedulers(around, living), scaler(around)
         self._schedulers = [weakref.ref(one) for one in found]
         self._scaler = weakref.ref(scales) if scales is not None else None
-        held = (("optimizer", self._optimizers), ("scheduler", self._schedulers), ("scaler", self._scaler))
+        self._generators = randomness.generators(around)
+        held = (
+            ("optimizer", self._optimizers),
+            ("scheduler", self._schedulers),
+            ("scaler", self._scaler),
+            ("generator", self._generators),
+        )
         self._has_read = False
-        #: What it is the state of: some of optimizer, scheduler and scaler, joined by commas.
+        #: What it is the state of: some of optimizer, scheduler, scaler and generator, joined by commas.
         self.holds = ",".join(name for name, one in held if one)
-        self._saved: dict[str, Any] = {"format": _FORMAT, "step": step, "epoch": epoch, "random": random_state()}
+        self._saved: dict[str, Any] = {"format": _FORMAT, "step": step, "epoch": epoch}
+        self._read_random()
         self._saved["schedulers"] = [("", None)] * len(found)
         self._saved["scaler"] = None
         self._read_companions()
@@ -75,7 +83,7 @@ class TrainingState:
         It may be one for validation, after which there is more to come; so the last one in front of a step counts.
         """
         self._read_on()
-        self._saved["random"] = random_state()
+        self._read_random()
         self._has_read = True
 
     def complete(self, *, last: bool = False, anew: bool = False) -> None:
@@ -88,6 +96,7 @@ class TrainingState:
         elif last or not self._has_read:
             self._read_on()
         self._optimizers = []
+        self._generators = {}
 
     def _read_on(self) -> None:
         for saved, (_, _, _, groups) in zip(self._saved["optimizers"], self._optimizers, strict=True):
@@ -99,6 +108,10 @@ class TrainingState:
                 count += len(group["params"])
                 packed.append(values)
         self._read_companions()
+
+    def _read_random(self) -> None:
+        self._saved["random"] = randomness.random_state()
+        self._saved["generators"] = randomness.states(self._generators)
 
     def _read_companions(self) -> None:
         """Read schedulers and scaler; those that are dead by now stay as they were last."""
@@ -185,35 +198,4 @@ def _copied(value: Any, shadow: Shadow) -> Any:
     return copy.copy(value)
 
 
-# -- random generators ----------------------------------------------------------------------------------------------
-
-
-def random_state() -> dict[str, Any]:
-    """Return the states of the generators of Python, numpy (where imported), torch and its CUDA devices."""
-    import torch
-
-    found: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        found["numpy"] = numpy.random.get_state(legacy=True)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        # A CUDA generator's state is on the host: nothing is waited for.
-        found["cuda"] = [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
-    return found
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set what :func:`random_state` returned."""
-    import torch
-
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if "numpy" in state:
-        import numpy as np
-
-        np.random.set_state(state["numpy"])
-    for i, one in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(one, i)
-
-
-__all__ = ["TRAINING_STATE", "TrainingState", "random_state", "scaler", "schedulers", "set_random_state"]
+__all__ = ["TRAINING_STATE", "TrainingState", "scaler", "schedulers"]

@@ -9,21 +9,23 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from autolog import guard, predictions, runtime
+from autolog import guard, patching, predictions, runtime
 from autolog.checkpoints import Shelf
 from autolog.records import now
 from autolog.run import Run
-from flavors.torch import evaluation, models, shapes
+from flavors.torch import datasets, evaluation, models, shapes
 from flavors.torch.checkpoints import Checkpointer, Root
 from flavors.torch.gradients import Sampler
 from flavors.torch.models import Visible
 from flavors.torch.series import Series
-from flavors.torch.values import Drain, Later, number
+from flavors.torch.sites import user_frames
+from flavors.torch.values import Drain, Later, Row, number
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from autolog.datasets import Dataset
     from flavors.torch.losses import Pending
     from flavors.torch.optimizers import Entry
     from flavors.torch.passes import Pass
@@ -73,12 +75,14 @@ class Training:
         self._predicted: dict[str, tuple[predictions.Told, Any]] = {}
         #: The last update and how many micro-batches it took, None once their number is recorded.
         self._accumulated: tuple[int, int] | None = (-1, 0)
-        #: Metrics of passes that are still to be recorded, as :meth:`_say` has them.
-        self._closed: list[tuple[dict[str, Any], int, int, str | None, tuple[str, ...] | None]] = []
+        #: Metrics of passes that are still to be recorded, with losses as :meth:`Drain.add` has them.
+        self._closed: list[tuple[Row, tuple[str, ...] | None]] = []
         self._facts: dict[str, Any] = {}
         #: The data that epochs were made of, and what other data is called; weakly.
         self._trained_on: list[Any] = []
         self._evaluated_on: list[tuple[Any, str]] = []
+        #: What each data is to MLflow, None where it cannot be told apart.
+        self._datasets: list[tuple[Any, Dataset | None]] = []
         #: What the threads that it is trained in have pending.
         self.followers: list[Pending] = []
 
@@ -219,9 +223,10 @@ class Training:
         entry.apart = (values, step, at)
         if later:
             self._later += 1
-            self._drain.add(values, step, at, key, tuple(self._names[site] for site in losses))
+            dataset = self._trained_with(pending) if key is not None else None
+            self._drain.add(Row(values, step, at, key, dataset), tuple(self._names[site] for site in losses))
         elif key is not None:
-            self.run.metrics(values, step=step, time=at, model=key)
+            self.run.metrics(values, step=step, time=at, model=key, dataset=self._trained_with(pending))
         elif values:
             series = entry.series
             if series is None or series.next != step or series.names != tuple(values):
@@ -268,7 +273,7 @@ class Training:
         if type(value) is float:
             self.run.metrics({name: value}, step=step, time=at)
         else:
-            self._drain.add({name: value}, step, at, None)
+            self._drain.add(Row({name: value}, step, at))
 
     def _of(self, metric: str, entry: Entry) -> str:
         """Return the name of a metric of `entry`'s, told apart where there are several optimizers."""
@@ -284,7 +289,7 @@ class Training:
             return
         at, step = now(), max(0, entry.steps - 1) if step is None else step
         if any(type(value) is Later for value in values.values()):
-            self._drain.add(values, step, at, None)
+            self._drain.add(Row(values, step, at))
         else:
             self.run.metrics(values, step=step, time=at)
 
@@ -322,7 +327,8 @@ class Training:
             values["samples_per_second"] = walked.samples / seconds
             values["data_wait_share"] = min(1.0, walked.waited / seconds)
         later, self._later = self._later, 0
-        self._say(values, step, at, self.checkpoints.epoch_ended(entry), None if later else ())
+        key = self.checkpoints.epoch_ended(entry)
+        self._say(Row(values, step, at, key, self._dataset(walked, "train", "train")), None if later else ())
 
     def evaluated(self, walked: Pass) -> None:
         """Record what a pass without steps showed, at the step of the last update before it.
@@ -343,35 +349,40 @@ class Training:
                 values[called[name]] = total / size if type(total) is float else Later([total], 1.0 / size)
         if walked.correct[1] is not None and not walked.skipped:
             values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
-        key = self.checkpoints.evaluated(entry, values, step, at)
-        self._say(values, step, at, key)
-        if walked.predicted and not walked.skipped and self.run.config.log_post_training_metrics:
-            self._follow(prefix, walked.predicted, step, key)
+        row = Row(values, step, at, dataset=self._dataset(walked, "eval", prefix))
+        row = row._replace(model=self.checkpoints.evaluated(entry, row))
+        self._say(row)
+        if self.run.config.log_post_training_metrics:
+            self._follow(prefix, walked, row)
 
-    def _follow(self, prefix: str, predicted: list[Any], step: int, key: str | None) -> None:
-        """Have metrics that the user computes on the classes predicted in a pass recorded as ``<metric>_<prefix>``.
+    def _follow(self, prefix: str, walked: Pass, row: Row) -> None:
+        """Have metrics that the user computes on what a pass predicted recorded as ``<metric>_<prefix>``.
 
         They are recognised by their values, since each batch's have been through the user's lists and arrays.
         """
         import torch
 
+        arrays = walked.outputs.arrays() if walked.outputs.complete else []
+        if walked.predicted and not walked.skipped:
+            arrays.append(torch.cat(walked.predicted).numpy())
+        if not arrays:
+            return
         told, _ = self._predicted.get(prefix) or (predictions.Told(), None)
-        told.begin_step(step)
-        classes = torch.cat(predicted).numpy()
+        told.begin_step(row.step)
         # Held as long as nothing newer is known of this data.
-        self._predicted[prefix] = (told, classes)
-        predictions.follow(classes, predictions.Trained(self.run, key, told), classes, prefix, lambda: None)
+        self._predicted[prefix] = (told, arrays)
+        by = predictions.Trained(self.run, row.model, told)
+        for array in arrays:
+            predictions.follow(array, by, arrays[0], prefix, lambda: row.dataset)
 
-    def _say(
-        self, values: dict[str, Any], step: int, at: int, key: str | None, losses: tuple[str, ...] | None = ()
-    ) -> None:
-        """Record metrics of a whole pass; key: of the checkpoint that they are of; losses: as :meth:`Drain.add` has it.
+    def _say(self, row: Row, losses: tuple[str, ...] | None = ()) -> None:
+        """Record metrics of a whole pass; losses: as :meth:`Drain.add` has it.
 
         Those of the first epoch wait until the next one steps, or the end: by then the user has logged by hand what
         they log each epoch, and what is logged under the same names is left to them.
         """
-        self._said.update(values)
-        self._closed.append((values, step, at, key, losses))
+        self._said.update(row.values)
+        self._closed.append((row, losses))
         if self._passes > 1:
             self._say_closed()
         leader = self._leader.series if self._leader is not None else None
@@ -380,12 +391,37 @@ class Training:
 
     def _say_closed(self) -> None:
         closed, self._closed = self._closed, []
-        for values, step, at, key, losses in closed:
-            if losses is None or any(type(value) is Later for value in values.values()):
-                self._drain.add(values, step, at, key, losses)
+        for row, losses in closed:
+            if losses is None or not row.known:
+                self._drain.add(row, losses)
             else:
-                self.run.metrics(values, step=step, time=at, model=key)
+                row.record(self.run)
         self.checkpoints.recorded()
+
+    def _trained_with(self, pending: Pending) -> Dataset | None:
+        """Return what the data of the innermost pass is to MLflow: that of the update that is just being made."""
+        return self._dataset(pending.passes[-1], "train", "train") if pending.passes else None
+
+    def _dataset(self, walked: Pass, role: str, called: str) -> Dataset | None:
+        """Return what the data of a pass is to MLflow, recorded as an input of the run the first time; None if nothing.
+
+        role: "train" or "eval"; called: its name where the user has no variable for it.
+        """
+        if not self.run.config.log_datasets:
+            return None
+        data = walked.dataset()
+        for ref, known in self._datasets:
+            if ref() is data:
+                return known
+        names = (patching.variable_name(data, frame) for frame in user_frames(patching.user_frame()))
+        name = next((name for name in names if name), called)
+        found = guard.run("describe the data", datasets.describe, data, name, walked.length)
+        self._datasets.append((walked.dataset, found))
+        if found is not None:
+            self.run.dataset(found, role)
+            if role == "train":
+                self.checkpoints.dataset = found
+        return found
 
     def _prefix(self, walked: Pass) -> str:
         dataset = walked.dataset()
@@ -438,11 +474,11 @@ class Training:
             return
         at, key = now(), None
         if evaluation and self._leader is not None:
-            key = self.checkpoints.evaluated(self._leader, values, step, at)
+            key = self.checkpoints.evaluated(self._leader, Row(values, step, at))
         if all(type(value) is float for value in values.values()):
             self.run.metrics(values, step=step, time=at, model=key)
         else:
-            self._drain.add(values, step, at, key)
+            self._drain.add(Row(values, step, at, key))
         self.checkpoints.recorded()
 
     # -- the end --------------------------------------------------------------------------------------------------

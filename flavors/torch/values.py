@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from autolog.datasets import Dataset
 from autolog.run import Run
 
 if TYPE_CHECKING:
@@ -51,6 +52,26 @@ class Later:
         return mean if self.scale is None else mean / next(left)
 
 
+class Row(NamedTuple):
+    """Metrics of one moment: their names and values, the step, the time in milliseconds, what they are linked to."""
+
+    values: dict[str, Any]
+    step: int
+    time: int
+    model: str | None = None
+    dataset: Dataset | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether no device holds any of the values."""
+        return not any(type(value) is Later for value in self.values.values())
+
+    def record(self, run: Run) -> None:
+        """Record them, numbers by now."""
+        if self.values:
+            run.metrics(self.values, step=self.step, time=self.time, model=self.model, dataset=self.dataset)
+
+
 class Drain:
     """The values of one run that are on a device, in the order of their steps."""
 
@@ -58,20 +79,18 @@ class Drain:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._queue: deque[tuple[dict[str, Any], int, int, str | None, tuple[str, ...]]] = deque()
+        self._queue: deque[tuple[Row, tuple[str, ...]]] = deque()
         #: (sum, count) of each loss of the epoch, as far as it is read; the worker thread's own.
         self._sums: dict[str, list[float]] = {}
         self._scheduled = False
 
-    def add(
-        self, values: dict[str, Any], step: int, at: int, model: str | None, losses: tuple[str, ...] | None = ()
-    ) -> None:
-        """Record `values` once they can be read; those of type :class:`Later` are replaced by numbers then.
+    def add(self, row: Row, losses: tuple[str, ...] | None = ()) -> None:
+        """Record `row` once its values can be read; those of type :class:`Later` are replaced by numbers then.
 
         losses: which of them the epoch's means are about; None where an epoch is complete, whose means are added to
-            `values` as ``<name>_epoch``.
+            its values as ``<name>_epoch``.
         """
-        self._queue.append((values, step, at, model, losses if losses is not None else _EPOCH))
+        self._queue.append((row, losses if losses is not None else _EPOCH))
         if not self._scheduled:
             self._scheduled = True
             self._run.later("read values from the device", self._read)
@@ -79,7 +98,7 @@ class Drain:
     def _read(self) -> None:
         self._scheduled = False  # First: what is added from here on gets a job of its own.
         items = [self._queue.popleft() for _ in range(len(self._queue))]
-        waiting = [value for values, *_ in items for value in values.values() if isinstance(value, Later)]
+        waiting = [value for row, _ in items for value in row.values.values() if isinstance(value, Later)]
         numbers = read([(tensor, later.stream) for later in waiting for tensor in later.tensors()])
         at = 0
         known: dict[int, float] = {}
@@ -87,7 +106,8 @@ class Drain:
             count = len(later.tensors())
             known[id(later)] = later.value(numbers[at : at + count])
             at += count
-        for values, step, when, model, losses in items:
+        for row, losses in items:
+            values = row.values
             for name, value in list(values.items()):
                 if isinstance(value, Later):
                     values[name] = known[id(value)]
@@ -99,7 +119,7 @@ class Drain:
                     entry = self._sums.setdefault(name, [0.0, 0.0])
                     entry[0] += values[name]
                     entry[1] += 1
-            self._run.metrics(values, step=step, time=when, model=model)
+            row.record(self._run)
 
 
 def read(tensors: Sequence[tuple[Tensor, Any]]) -> list[float]:
@@ -152,4 +172,4 @@ def plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["Drain", "Later", "number", "plain", "read"]
+__all__ = ["Drain", "Later", "Row", "number", "plain", "read"]

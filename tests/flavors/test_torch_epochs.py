@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import autolog
 from autolog import Checkpoints
+from flavors.torch import datasets
 
 F = nn.functional
 
@@ -336,3 +338,103 @@ def test_patched_losses_script_and_pickle(recorder):
     pickle.dumps(loader)
     autolog.disable()
     assert (F.cross_entropy, F.mse_loss, DataLoader.__iter__) == original
+
+
+def test_checkpoint_metrics_are_linked_to_the_data_that_they_are_of(recorder):
+    recorder.start(checkpoints=Checkpoints(every="epoch"))
+    train_data, val_data = dataset(), dataset(rows=8, seed=2)
+    train_loader = DataLoader(train_data, batch_size=4)
+    val_loader = DataLoader(torch.utils.data.Subset(val_data, range(6)), batch_size=4)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        mean, _ = train_pass(model, optimizer, train_loader)
+        validation, _ = evaluate(model, val_loader)
+    del optimizer
+    run = recorder.run()
+    inputs = {each.dataset.name: each for each in run.inputs.dataset_inputs}
+    # A dataset that has no variable is called as its loader is.
+    assert {name: each.tags[0].value for name, each in inputs.items()} == {"train_data": "train", "val": "eval"}
+    assert json.loads(inputs["train_data"].dataset.profile) == {
+        "num_rows": 20,
+        "features_shape": [20, 4],
+        "targets_shape": [20],
+    }
+    specs = json.loads(inputs["train_data"].dataset.schema)["mlflow_tensorspec"]
+    assert json.loads(specs["features"])[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 4]}
+    assert json.loads(specs["targets"])[0]["tensor-spec"] == {"dtype": "int64", "shape": [-1]}
+    last = max(recorder.models(), key=lambda each: (each.name == "checkpoint-9", each.creation_timestamp))
+    linked = {each.key: (each.value, each.dataset_name, each.dataset_digest) for each in last.metrics}
+    assert linked["loss_epoch"] == (pytest.approx(mean), "train_data", inputs["train_data"].dataset.digest)
+    assert linked["val_loss"] == (pytest.approx(validation), "val", inputs["val"].dataset.digest)
+
+
+def test_data_of_the_run_under_the_step_of_a_checkpoint(recorder):
+    recorder.start(checkpoints=Checkpoints(every="2 steps"))
+    train_data = dataset(rows=12)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_pass(model, optimizer, DataLoader(train_data, batch_size=4))
+    del optimizer
+    run = recorder.run()
+    assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["train_data"]
+    for logged in recorder.models():
+        names = {metric.key: metric.dataset_name for metric in logged.metrics}
+        assert names["loss"] == "train_data", logged.name
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A dataset of the user's own: pictures as arrays, labels as a list, something on no device at all."""
+
+    asked = 0
+
+    def __init__(self, pixels, labels):
+        self.pixels, self.labels, self.transform = pixels, labels, lambda picture: picture * 2
+        self.elsewhere = torch.empty(3, device="meta")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        Pictures.asked += 1
+        return self.transform(torch.from_numpy(self.pixels[index])), self.labels[index]
+
+
+def test_digest_of_a_dataset_covers_what_it_holds_without_asking_for_items():
+    import numpy as np
+
+    pixels = np.arange(40 * 3 * 32 * 32, dtype="float32").reshape(40, 3, 32, 32)
+    labels = [i % 3 for i in range(40)]
+    changed = pixels.copy()
+    changed[39, 0, 0, 0] = -1
+
+    def digest(made):
+        return datasets.describe(made, "x", len(made)).digest
+
+    Pictures.asked = 0
+    one = digest(Pictures(pixels, labels))
+    assert one == digest(Pictures(pixels.copy(), list(labels)))
+    others = [
+        digest(Pictures(changed, labels)),
+        digest(Pictures(pixels, [*labels[:-1], 7])),
+        digest(Pictures(pixels[:39], labels[:39])),
+        digest(torch.utils.data.Subset(Pictures(pixels, labels), range(40))),
+        digest(torch.utils.data.Subset(Pictures(pixels, labels), [*range(39), 38])),
+        digest(torch.utils.data.ConcatDataset([Pictures(pixels, labels)] * 2)),
+        digest([(torch.tensor([float(i)]), i) for i in range(40)]),
+        digest([(torch.tensor([float(i)]), i) for i in range(39, -1, -1)]),
+        digest(TensorDataset(torch.zeros(40, 2, dtype=torch.bfloat16))),
+        digest(TensorDataset(torch.ones(40, 2, dtype=torch.bfloat16))),
+    ]
+    assert len({one, *others}) == 11 and Pictures.asked == 0
+
+
+def test_data_that_cannot_be_told_apart_is_no_dataset():
+    class Endless(IterableDataset):
+        def __init__(self):
+            self.source = object()
+
+        def __iter__(self):
+            yield torch.zeros(2)
+
+    assert datasets.describe(Endless(), "x", None) is None

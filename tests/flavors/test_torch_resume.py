@@ -208,3 +208,70 @@ def test_training_ends_with_its_function_though_a_checkpoint_is_not_complete(rec
     assert recorder.run().info.status == "FINISHED"  # Nobody has switched recording off.
     states = {model.name: model.tags["autolog.training_state"] for model in recorder.models()}
     assert states["checkpoint-11"] == "optimizer,scheduler,scaler"
+
+
+def by_generators(model, optimizer, shuffling, noise, shaking, first=0, until=EPOCHS):
+    """Draws from the user's own generators only: torch's in a loader, numpy's, Python's."""
+    loader = DataLoader(TensorDataset(*data()), batch_size=4, shuffle=True, generator=shuffling)
+    losses = []
+    for _ in range(first, until):
+        for X, y in loader:
+            optimizer.zero_grad()
+            loss = mse(model(X + float(noise.normal()) + shaking.random()), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+def generators(seed):
+    return torch.Generator().manual_seed(seed), np.random.default_rng(seed), random.Random(seed)
+
+
+def test_own_generators_go_on_where_they_were(recorder):
+    model, optimizer, *_ = parts(0)
+    expected = by_generators(model, optimizer, *generators(1))
+    recorder.start(checkpoints=Checkpoints(every="epoch"))
+    model, optimizer, *_ = parts(0)
+    assert by_generators(model, optimizer, *generators(1), until=2) == expected[:6]
+    autolog.disable()
+    recorder.start()
+    shuffling, noise, shaking = generators(9)
+    model, optimizer, *_ = parts(99)
+    resumed = autolog.resume(model, optimizer, generator=[noise, shuffling, shaking])
+    assert (resumed.step, resumed.epoch) == (6, 2)
+    assert by_generators(model, optimizer, shuffling, noise, shaking, first=2) == expected[6:]
+
+
+def test_the_only_generator_needs_no_name_and_one_that_is_not_given_is_named(recorder, caplog):
+    def train(model, optimizer, loader, epochs):
+        return [step(model, optimizer, X, y) for _ in range(epochs) for X, y in loader]
+
+    def step(model, optimizer, X, y):
+        optimizer.zero_grad()
+        loss = mse(model(X), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def loaded(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return DataLoader(TensorDataset(*data()), batch_size=4, shuffle=True, generator=generator)
+
+    model, optimizer, *_ = parts(0)
+    expected = train(model, optimizer, loaded(1), 3)
+    recorder.start(checkpoints=Checkpoints(every="epoch"))
+    model, optimizer, *_ = parts(0)
+    train(model, optimizer, loaded(1), 2)
+    autolog.disable()
+    recorder.start()
+    model, optimizer, *_ = parts(99)
+    train_loader = loaded(9)
+    with pytest.raises(ValueError, match="one of torch, not of numpy"):
+        autolog.resume(model, optimizer, generator=np.random.default_rng(1))
+    with pytest.raises(LookupError, match=r"no state of a generator '' \(it holds: loader.generator\)"):
+        autolog.resume(model, optimizer, generator=[train_loader.generator, torch.Generator()])
+    autolog.resume(model, optimizer)
+    assert "(loader.generator)" in caplog.text and "autolog.resume(generator=...)" in caplog.text
+    autolog.resume(model, optimizer, generator=train_loader.generator)
+    assert train(model, optimizer, train_loader, 1) == expected[6:]

@@ -108,3 +108,59 @@ def test_metric_functions_on_what_an_evaluation_predicted(recorder):
     run = recorder.run()
     assert recorder.history(run, "f1_score_val") == expected
     assert [name for name in run.data.metrics if "accuracy_score" in name] == []
+
+
+def after_training(loss_function, outputs, targets, predict, *, rows=50, batch_size=8):
+    """Train for an epoch, evaluate; return (truth, what predict() makes of each batch's outputs), as lists."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, outputs)
+    X = torch.randn(rows, 4)
+    y = targets(X)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    truth, predicted = [], []
+    for features, target in DataLoader(TensorDataset(X, y), batch_size=batch_size):
+        optimizer.zero_grad()
+        loss_function(model(features), target).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for features, target in DataLoader(TensorDataset(X + 0.1, y), batch_size=batch_size):
+            scores = model(features)
+            loss_function(scores, target)
+            truth.extend(target.reshape(-1).tolist())
+            predicted.extend(predict(scores).tolist())
+    return truth, predicted, optimizer
+
+
+def positive(X):
+    return (X[:, :1] > 0).float()
+
+
+@pytest.mark.parametrize(
+    ("loss_function", "outputs", "targets", "predict", "metric"),
+    [
+        (nn.MSELoss(), 1, lambda X: X[:, :1] * 3, lambda out: out.squeeze(1), "mean_absolute_error"),
+        (nn.L1Loss(), 1, lambda X: X[:, :1] * 3, lambda out: out, "r2_score"),
+        (nn.BCEWithLogitsLoss(), 1, positive, lambda out: (torch.sigmoid(out) > 0.5).int().squeeze(1), "f1_score"),
+        (nn.BCEWithLogitsLoss(), 1, positive, lambda out: (out > 0).squeeze(1), "precision_score"),
+        (nn.BCEWithLogitsLoss(), 1, positive, lambda out: torch.sigmoid(out).squeeze(1), "roc_auc_score"),
+        (nn.BCEWithLogitsLoss(), 1, positive, lambda out: out.squeeze(1), "average_precision_score"),
+        (
+            lambda out, y: nn.functional.cross_entropy(out, y),
+            2,
+            lambda X: (X[:, 0] > 0).long(),
+            lambda out: out.softmax(1)[:, 1],
+            "roc_auc_score",
+        ),
+    ],
+)
+def test_metric_functions_on_outputs_of_an_evaluation(recorder, loss_function, outputs, targets, predict, metric):
+    metrics = pytest.importorskip("sklearn.metrics")
+    recorder.start()
+    truth, predicted, optimizer = after_training(loss_function, outputs, targets, predict)
+    expected = getattr(metrics, metric)(truth, predicted)
+    metrics.mean_absolute_error(truth, truth[1:] + truth[:1])  # Of nobody's predictions.
+    del optimizer
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, f"{metric}_val") == [(6, expected)]
+    assert [name for name in run.data.metrics if name.startswith("mean_absolute_error") and metric not in name] == []

@@ -1,0 +1,80 @@
+"""What a ``torch.utils.data`` dataset says about itself without an item being asked for, which is the user's code.
+
+Looked at is what its attributes hold: arrays, tensors, frames, texts, numbers, lists of them and other datasets, as in
+torch's own datasets, torchvision's and most that users write. What is on a device is not read: that would wait for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autolog import datasets, signature
+from autolog.datasets import Dataset
+
+#: How far lists and datasets inside each other are looked into; attributes and items of one, and parts in all.
+_DEPTH, _ITEMS, _PARTS = 8, 64, 4096
+
+
+#: Packages of arrays and frames.
+_ARRAYS = ("numpy", "pandas", "polars", "scipy")
+
+
+def describe(dataset: Any, name: str, length: int | None) -> Dataset | None:
+    """Describe a dataset; None where it has nothing that would tell it from another one of its class and length.
+
+    length: how many items it has, where that is known.
+
+    The digest covers its class, its length and a sample of its content. The schema is that of its first two tensors or
+    arrays with as many rows as it has items: features and targets.
+    """
+    known = list(itertools.islice(_parts(dataset, _DEPTH), _PARTS))
+    parts = known or list(itertools.islice(_parts(getattr(dataset, "__dict__", {}), _DEPTH), _PARTS))
+    if not parts:
+        return None
+    arrays = [part for part in parts if length and hasattr(part, "dtype") and part.shape[:1] == (length,)]
+    profile: dict[str, Any] = {} if length is None else {"num_rows": length}
+    specs: dict[str, Any] = {"features": None, "targets": None}
+    for role, array in zip(specs, arrays, strict=False):
+        profile[f"{role}_shape"] = [int(extent) for extent in array.shape]
+        specs[role] = json.dumps(signature.schema(array))
+    return datasets.made_of(
+        [f"{type(dataset).__qualname__} {length}", *parts],
+        name=name,
+        schema=json.dumps({"mlflow_tensorspec": specs}) if arrays else None,
+        profile=json.dumps(profile),
+    )
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    """Return the arrays, frames and texts that `value` consists of, in order; of long lists a sample."""
+    import torch
+
+    if not depth:
+        return
+    held = getattr(value, "__dict__", {})
+    # Hugging Face's datasets know a digest of their own, which covers every transformation.
+    if isinstance(held.get("_fingerprint"), str):
+        yield held["_fingerprint"]
+    elif isinstance(value, torch.utils.data.Dataset):
+        yield from _parts(held, depth - 1)
+    elif isinstance(value, torch.Tensor):
+        readable = type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_cpu and not value.is_quantized
+        yield value if readable and value.layout is torch.strided else f"{value.dtype}{tuple(value.shape)}"
+    elif isinstance(value, str | int | float | bytes):
+        yield repr(value[:1000]) if isinstance(value, str | bytes) else repr(value)
+    elif isinstance(value, Mapping):
+        for key in [key for key in itertools.islice(value, _ITEMS) if isinstance(key, str)]:
+            found = list(_parts(value[key], depth - 1))
+            yield from [key, *found] if found else ()
+    elif isinstance(value, list | tuple | range):
+        yield f"{len(value)} items"
+        for i in datasets.spread(len(value), _ITEMS):
+            yield from _parts(value[i], depth - 1)
+    elif type(value).__module__.partition(".")[0] in _ARRAYS and hasattr(value, "shape"):
+        yield value
+
+
+__all__ = ["describe"]
