@@ -326,7 +326,7 @@ def _title(one: Said) -> str:
 def _to_text(said: list[Said], count: int) -> str:
     if count:
         return f"mlflow-autolog recorded {count:,} runs"
-    return "\n".join(f"mlflow-autolog recorded {_title(one)}: {one.what()}" for one in said)
+    return "\n".join(f"mlflow-autolog recorded {one.name or 'a run'}: {one.what()}" for one in said)
 
 
 def to_html(said: list[Said], count: int = 0) -> str:
