@@ -5,7 +5,9 @@ Needs chromium, and the package mlflow, whose pages mlflow-skinny lacks: pip ins
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import shutil
 import socket
@@ -15,6 +17,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -53,6 +56,10 @@ for epoch in range(12):
 """
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 
+START = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-US"]
+# As with a mouse that points at nothing: what appears under it is not shown.
+START += ["--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"]
+
 
 def train(folder: Path, environ: dict[str, str]) -> None:
     shutil.copy(ROOT / "examples" / "penguins.py", folder)
@@ -67,13 +74,56 @@ def train(folder: Path, environ: dict[str, str]) -> None:
 def shoot(url: str, name: str, width: int, height: int, folder: Path, seconds: int = 20) -> None:
     """Write the page `url` as docs/pictures/<name>.png."""
     raw = folder / f"{name}.png"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-US"]
-    command += [
-        "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
-    ]
-    command += [f"--user-data-dir={folder / 'chromium'}", f"--window-size={width},{height}", f"--screenshot={raw}"]
+    command = [*START, f"--screenshot={raw}"]
+    command += [f"--user-data-dir={folder / 'chromium'}", f"--window-size={width},{height}"]
     command += [f"--virtual-time-budget={seconds * 1000}", url]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
+    shrink(raw, PICTURES / f"{name}.png")
+
+
+def shoot_charts(url: str, name: str, width: int, height: int, folder: Path, seconds: float = 30) -> None:
+    """Write a page whose parts load when they come into view, for which chromium's own screenshot does not wait."""
+    to_chromium, ours_out = os.pipe()
+    ours_in, from_chromium = os.pipe()
+    command = [*START, "--remote-debugging-pipe"]
+    command += [f"--user-data-dir={folder / 'chromium'}", f"--window-size={width},{height}"]
+    # DevTools' protocol on file descriptors 3 and 4: JSON with a null byte behind it.
+    script = f'exec "$@" 3<&{to_chromium} 4>&{from_chromium}'
+    process = subprocess.Popen(
+        ["bash", "-c", script, "bash", *command, "about:blank"],
+        pass_fds=(to_chromium, from_chromium),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_chromium)
+    os.close(from_chromium)
+    answers = os.fdopen(ours_in, "rb")
+    number = 0
+
+    def ask(method: str, session: str | None = None, **parameters: object) -> dict[str, Any]:
+        nonlocal number
+        number += 1
+        asked = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
+        os.write(ours_out, json.dumps(asked).encode() + b"\0")
+        while True:
+            said = b""
+            while not said.endswith(b"\0"):
+                said += answers.read(1)
+            answer = json.loads(said[:-1])
+            if answer.get("id") == number:
+                assert "result" in answer, answer
+                return dict(answer["result"])
+
+    try:
+        target = ask("Target.createTarget", url=url)["targetId"]
+        session = ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        time.sleep(seconds)
+        image = ask("Page.captureScreenshot", session, format="png")["data"]
+    finally:
+        process.terminate()
+        process.wait(20)
+    raw = folder / f"{name}.png"
+    raw.write_bytes(base64.b64decode(image))
     shrink(raw, PICTURES / f"{name}.png")
 
 
