@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -243,8 +242,8 @@ def main() -> int:
 def table(results: list[Result]) -> str:
     """The counts as a Markdown table."""
     lines = [
-        "| fault | framework | trials | values | " + " | ".join(COLUMNS) + " | most that was missing | a trial takes |",
-        "|---|---|--:|--:|" + "--:|" * (len(COLUMNS) + 2),
+        "| fault | framework | trials | values | " + " | ".join(COLUMNS) + " | most that was missing |",
+        "|---|---|--:|--:|" + "--:|" * (len(COLUMNS) + 1),
     ]
     frameworks = list(dict.fromkeys(each.framework for each in results))
     for fault, framework in itertools.product(FAULTS, frameworks):
@@ -254,8 +253,7 @@ def table(results: list[Result]) -> str:
         counts = (sum(any(kind == column for kind, _ in each.problems) for each in row) for column in COLUMNS)
         most = max(each.missing for each in row)
         missing = f"last {most * 1e3:.0f} ms" if most > 0 else "nothing"
-        seconds = f"{statistics.median(each.seconds for each in row):.1f} s"
-        cells = (fault, framework, len(row), f"{sum(each.compared for each in row):,}", *counts, missing, seconds)
+        cells = (fault, framework, len(row), f"{sum(each.compared for each in row):,}", *counts, missing)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
