@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -104,6 +105,14 @@ class Schedule:
         """Return how many more steps there are until one is due, after `steps` of them; None where others decide."""
         amount, unit = self.policy.interval
         return int(self._last_step + amount) - steps if unit == "step" else None
+
+    def seconds_left(self) -> float:
+        """Return in how many seconds :meth:`due_at_step` is true at the earliest; infinity where others decide."""
+        amount, unit = self.policy.interval
+        now = time.monotonic()
+        if unit == "auto":
+            return max(self._last + AUTO_SECONDS - now, self._started + self._spent * AUTO_SHARE - now)
+        return self._last + amount - now if unit == "second" else math.inf
 
     def due_at_epoch(self) -> bool:
         """Count an epoch and return whether a snapshot is due at its end."""

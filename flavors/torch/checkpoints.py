@@ -7,6 +7,7 @@ time, and one more is kept where it is the best so far and the one before is sti
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import threading
 import time
@@ -203,6 +204,10 @@ class Checkpointer:
         steps: how many were made.
         """
         return 1 if self._open else self._schedule.steps_left(steps) if self._schedule is not None else None
+
+    def milliseconds_left(self) -> float:
+        """Return after what time :meth:`after_step` has to be asked again at the latest."""
+        return self._schedule.seconds_left() * 1000 if self._schedule is not None else math.inf
 
     @property
     def under_way(self) -> bool:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from flavors.torch.passes import Pass
     from flavors.torch.sites import Site
 
-#: Milliseconds after which an update is looked at closely: whether a checkpoint is due, for one.
-_LOOK = 50
+#: Milliseconds after which an update is looked at closely at the latest: what it leaves is kept until then.
+_LOOK = 1000
 
 
 class Training:
@@ -216,7 +216,8 @@ class Training:
         due, left = math.inf, None
         if entry is self._leader:
             key = self.checkpoints.after_step(entry, step, values)
-            due, left = at + _LOOK, self.checkpoints.steps_left(step + 1)
+            due = at + min(_LOOK, self.checkpoints.milliseconds_left())
+            left = self.checkpoints.steps_left(step + 1)
         self._sample(entry, optimizer, step, at)
         if entry.sampler is not None:
             due = min(due, entry.sampler.due)
