@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import mlflow
+import pyspark
 import pytest
 from mlflow.models import infer_signature
 from mlflow.pyfunc import scoring_server
@@ -180,7 +181,9 @@ def test_stages_fitted_before_are_followed(store, penguins):
 
 def test_columns_only_training_reads_are_no_inputs(store, penguins):
     frame = penguins.withColumn("weight", col("BodyMass") / 1000).withColumn("shift", col("BodyMass") * 0.0)
-    assembler = VectorAssembler(inputCols=["culmenlength"], outputCol="f")
+    # Spark 3's assembler takes a column by its exact name only.
+    name = "CulmenLength" if pyspark.__version__.startswith("3.") else "culmenlength"
+    assembler = VectorAssembler(inputCols=[name], outputCol="f")
     regression = GeneralizedLinearRegression(
         featuresCol="f", labelCol="BodyMass", weightCol="weight", offsetCol="shift", maxIter=2
     )
