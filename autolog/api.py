@@ -372,6 +372,10 @@ class LastRun:
         """The framework that it records."""
         return self._run.flavor
 
+    def __repr__(self) -> str:
+        """Return its framework, and its id where that was asked for; the store is not asked here."""
+        return f"LastRun(flavor={self.flavor!r}, run_id={self._run.remote or self._run.adopted!r})"
+
 
 def last_run() -> LastRun | None:
     """Return the run that was opened last in this process, or None."""
