@@ -285,14 +285,17 @@ class Run:
             raise OSError("the spool folder cannot be made")
         return folder / "blobs" / name
 
-    def later(self, what: str, job: Callable[[], None]) -> None:
-        """Run `job` on the worker thread before the run ends; what: completes "mlflow-autolog could not ..."."""
+    def later(self, what: str, job: Callable[[], None], *, quick: bool = False) -> None:
+        """Run `job` on the worker thread before the run ends; what: completes "mlflow-autolog could not ...".
+
+        quick: before other jobs, such as models that are to be written.
+        """
 
         def run() -> list[Record]:
             job()
             return []
 
-        self._writer.later(self.key, what, run)
+        self._writer.later(self.key, what, run, quick=quick)
 
     # -- the end --------------------------------------------------------------------------------------------------
 

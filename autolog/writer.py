@@ -1,8 +1,8 @@
 """From the training thread to the spool: a deque that costs a microsecond, and the two threads behind it.
 
 The *writer* thread moves noted records into the spool, in one transaction at least every 100 ms, and keeps a sender
-running. The *worker* thread does what takes longer (writing a model's bytes), in the order asked for, so that metrics
-never wait behind a model.
+running. The *worker* thread does what takes longer (writing a model's bytes), in the order asked for; what is quick
+there (reading numbers from a device or a JVM) comes first, so that metrics do not wait behind a queue of models.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class Writer:
         self._parked = True
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._jobs: queue.SimpleQueue[tuple[str, str, Job]] = queue.SimpleQueue()
+        #: One token for each of the jobs, which are quick or not.
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._quick: deque[tuple[str, str, Job]] = deque()
+        self._jobs: deque[tuple[str, str, Job]] = deque()
         self._worker: threading.Thread | None = None
         self._outstanding: dict[str, int] = {}
         self._ending: dict[str, EndRun] = {}
@@ -131,10 +134,10 @@ class Writer:
         """Ask for the next transaction now rather than at the end of the interval."""
         self._urgent.set()
 
-    def later(self, run: str, what: str, job: Job) -> None:
-        """Run `job` on the worker thread, in order, and note the records that it returns.
+    def later(self, run: str, what: str, job: Job, *, quick: bool = False) -> None:
+        """Run `job` on the worker thread and note the records that it returns.
 
-        what: completes "mlflow-autolog could not ...".
+        what: completes "mlflow-autolog could not ...". Jobs run in the order asked for, the `quick` ones before others.
         """
         with self._idle:
             self._outstanding[run] = self._outstanding.get(run, 0) + 1
@@ -143,7 +146,8 @@ class Writer:
                 if self._worker is None:
                     self._worker = threading.Thread(target=self._work, name="autolog-worker", daemon=True)
                     self._worker.start()
-        self._jobs.put((run, what, job))
+        (self._quick if quick else self._jobs).append((run, what, job))
+        self._tokens.put(None)
 
     def end_later(self, record: EndRun) -> None:
         """Note the end of a run once its outstanding jobs are done."""
@@ -517,7 +521,8 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            run, what, job = self._jobs.get()
+            self._tokens.get()
+            run, what, job = (self._quick or self._jobs).popleft()
             for record in guard.run(what, job) or ():
                 self.note(record)
                 if isinstance(record, EndRun):

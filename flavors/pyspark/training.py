@@ -44,7 +44,7 @@ class Training:
             if dataset is not None:
                 run.dataset(dataset, "train")
 
-        run.later("describe the training data", describe)
+        run.later("describe the training data", describe, quick=True)
 
     def model(self, run: Run, model: Any, estimator: Any, extra: ParamMap | None) -> None:
         """Record a fitted model, and what it says of itself and of its training."""
@@ -64,7 +64,7 @@ class Training:
         detached = guard.attempt(snapshot.detach, model)
         key = run.declare_model(register=True) if run.config.log_models else None
         if detached.value is not None:
-            # Before the models, which take Spark's jobs: a driver that dies meanwhile has left its numbers.
+            # Before the models, those of earlier fits, too: a driver that dies meanwhile has left its numbers.
             self._summarize(run, model, key)
         if key is not None:
             steps = guard.run("follow the columns", columns.steps, estimator, extra)
@@ -107,7 +107,7 @@ class Training:
             for step, values in found or ():
                 run.metrics(values, step=step, model=key, dataset=self.dataset)
 
-        run.later("read the training summary", summarize)
+        run.later("read the training summary", summarize, quick=True)
 
     def _weigh(self, run: Run, detached: Any, seen: Any) -> None:
         """Record what a model weighs its features with, from the worker thread.

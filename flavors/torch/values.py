@@ -93,7 +93,7 @@ class Drain:
         self._queue.append((row, losses if losses is not None else _EPOCH))
         if not self._scheduled:
             self._scheduled = True
-            self._run.later("read values from the device", self._read)
+            self._run.later("read values from the device", self._read, quick=True)
 
     def _read(self) -> None:
         self._scheduled = False  # First: what is added from here on gets a job of its own.

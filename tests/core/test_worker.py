@@ -1,0 +1,33 @@
+"""The thread that does what takes longer than the training thread may wait."""
+
+from __future__ import annotations
+
+import threading
+
+from autolog import runtime
+
+
+def test_numbers_do_not_wait_behind_a_queue_of_models(recorder) -> None:
+    """Quick jobs come first, each kind in the order asked for, and all of them before the run's end."""
+    recorder.start()
+    first, second = runtime.open_run("sklearn"), runtime.open_run("sklearn")
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def write() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        done.append("model 1")
+
+    first.later("write a model", write)
+    assert begun.wait(30)
+    first.later("write a model", lambda: done.append("model 2"))
+    second.later("read numbers", lambda: done.append("number 1"), quick=True)
+    second.later("write a model", lambda: done.append("model 3"))
+    second.later("read numbers", lambda: second.metrics({"n": 2.0}, step=0), quick=True)
+    second.later("read numbers", lambda: done.append("number 2"), quick=True)
+    second.end()
+    go_on.set()
+    first.end()
+    assert [run.info.status for run in recorder.runs()] == ["FINISHED"] * 2
+    assert done == ["model 1", "number 1", "number 2", "model 2", "model 3"]
+    assert [run.data.metrics for run in recorder.runs()] == [{}, {"n": 2.0}]
