@@ -1058,14 +1058,15 @@ def test_killed_script_is_complete_and_failed(tmp_path):
 def test_values_kept_for_later_are_recorded_in_order_with_their_steps(recorder):
     """The way of CUDA losses, walked with tensors that are on the CPU."""
     from autolog import runtime
-    from flavors.torch.values import Drain, Later
+    from flavors.torch.values import Drain, Later, Row
 
     recorder.start()
     run = runtime.open_run("torch")
     drain = Drain(run)
     for step in range(50):
         parts = [torch.tensor(float(step)), torch.tensor(float(step + 1))]
-        drain.add({"loss": Later(parts, 2.0, torch.tensor(4.0)), "learning_rate": 0.5}, step, 1000 + step, None)
+        values = {"loss": Later(parts, 2.0, torch.tensor(4.0)), "learning_rate": 0.5}
+        drain.add(Row(values, step, 1000 + step))
     run.end()
     runtime.closed(run)
     stored = recorder.run()

@@ -219,8 +219,9 @@ def test_training_that_nobody_awaits_is_no_run(recorder, cancer):
 def test_cancelled_training_is_a_failed_run(recorder, cancer):
     async def body(client, data, target):
         matrix = await xgb.dask.DaskDMatrix(client, data, target)
+        before = runtime.open_runs()  # Of earlier tests, what has not been collected yet.
         task = asyncio.create_task(xgb.dask.train(client, PARAMS, matrix, num_boost_round=2))
-        while not runtime.open_runs():
+        while all(run in before for run in runtime.open_runs()):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -163,7 +163,8 @@ def test_autolog_run_sees_how_the_script_ended(leave: str, code: int, place) -> 
     script = f"""
     import sys
     from sklearn.cluster import MiniBatchKMeans
-    MiniBatchKMeans(2, random_state=0).partial_fit([[0.0], [1.0], [2.0]])
+    model = MiniBatchKMeans(2, random_state=0)  # Held: a loop of partial_fit is over when its estimator is gone.
+    model.partial_fit([[0.0], [1.0], [2.0]])
     {leave}
 """
     place.run("-m", "autolog", "run", place.script(script), code=code)
