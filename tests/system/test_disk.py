@@ -248,8 +248,11 @@ def trained_big(place, framework: str, limit: str) -> None:
     assert process.returncode == 0, err
     # Once for each kind of error, of which PyTorch has several for a file that ends too early, and for what else is as
     # large: the data that scikit-learn's metrics are computed from.
-    lines = err.splitlines()
+    said = err.splitlines()
+    lines = [line for line in said if "the disk cannot be written now" not in line]
     assert 1 <= len(lines) <= 2 and "could not save the model" in lines[0], err
+    # Where a model's file has taken the last room for a moment, that is said, too, once; the numbers are kept.
+    assert len(said) - len(lines) <= (0 if limit else 1), err
     place.wait_for(lambda: not place.spools())
     _, run = place.runs()
     assert run.info.status == "FINISHED"
