@@ -16,8 +16,6 @@ from autolog.datasets import Dataset
 
 #: How far lists and datasets inside each other are looked into; attributes and items of one, and parts in all.
 _DEPTH, _ITEMS, _PARTS = 8, 64, 4096
-
-
 #: Packages of arrays and frames.
 _ARRAYS = ("numpy", "pandas", "polars", "scipy")
 
@@ -25,10 +23,10 @@ _ARRAYS = ("numpy", "pandas", "polars", "scipy")
 def describe(dataset: Any, name: str, length: int | None) -> Dataset | None:
     """Describe a dataset; None where it has nothing that would tell it from another one of its class and length.
 
-    length: how many items it has, where that is known.
-
     The digest covers its class, its length and a sample of its content. The schema is that of its first two tensors or
     arrays with as many rows as it has items: features and targets.
+
+    length: how many items it has, where that is known.
     """
     known = list(itertools.islice(_parts(dataset, _DEPTH), _PARTS))
     parts = known or list(itertools.islice(_parts(getattr(dataset, "__dict__", {}), _DEPTH), _PARTS))
