@@ -1,30 +1,29 @@
-"""From the training thread to the spool: a deque that costs a microsecond, and the two threads behind it.
+"""From the training thread to the spool: a deque that costs a microsecond, and the thread behind it.
 
-The *writer* thread moves noted records into the spool, in one transaction at least every 100 ms, and keeps a sender
-running. The *worker* thread does what takes longer (writing a model's bytes), in the order asked for; what is quick
-there (reading numbers from a device or a JVM) comes first, so that metrics do not wait behind a queue of models.
+The writer's thread moves noted records into the spool, in one transaction at least every 100 ms, and keeps a sender
+running. Beside it: ``worker.py`` (what takes longer than a training may wait), ``launcher.py`` (the sender).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
+from autolog.launcher import Launcher
 from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
 from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
 from autolog.uris import working_folder
+from autolog.worker import Job, Worker
 
 if TYPE_CHECKING:
     from autolog.summary import Ledger
@@ -39,14 +38,6 @@ WATCH = 2.0
 MEMORY_LIMIT = 200_000
 #: The tag that names the metrics that were recorded until the user logged metrics of the same names.
 BY_HAND = "autolog.logged_by_hand"
-#: How the folders are called that packages are installed in.
-_PACKAGES = ("site-packages", "dist-packages")
-#: How often a sender that dies by itself is started again.
-_RESTARTS = 5
-
-_BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from autolog.sender import main; main(sys.argv[1])"
-
-Job = Callable[[], Sequence[Record]]
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -75,7 +66,6 @@ class Writer:
 
     def __init__(self, sender: str = "process", *, room: int = 64_000_000) -> None:
         self.room = room
-        self._sender_kind = sender
         self._queue: deque[Record | _Barrier] = deque()
         self._coalescer = Coalescer()
         self._wake = threading.Event()
@@ -83,21 +73,10 @@ class Writer:
         self._parked = True
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: One token for each of the jobs, which are quick or not.
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._quick: deque[tuple[str, str, Job]] = deque()
-        self._jobs: deque[tuple[str, str, Job]] = deque()
-        self._worker: threading.Thread | None = None
-        self._outstanding: dict[str, int] = {}
+        self._worker = Worker(self._note_from_job)
         self._ending: dict[str, EndRun] = {}
-        self._idle = threading.Condition()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._poke: IO[bytes] | None = None
-        self._sender_thread: threading.Thread | None = None
-        self._sender_wake = threading.Event()
-        self._sender_hurry = threading.Event()
-        self._starts = 0
         self.closing = threading.Event()
+        self._sender = Launcher(sender, self.closing)
         #: The status of a run that ends well, as far as this process can tell.
         self.success = "FINISHED"
         #: Counts what is on the disk, for people; None where nobody watches.
@@ -139,15 +118,12 @@ class Writer:
 
         what: completes "mlflow-autolog could not ...". Jobs run in the order asked for, the `quick` ones before others.
         """
-        with self._idle:
-            self._outstanding[run] = self._outstanding.get(run, 0) + 1
-        if self._worker is None:
-            with self._lock:
-                if self._worker is None:
-                    self._worker = threading.Thread(target=self._work, name="autolog-worker", daemon=True)
-                    self._worker.start()
-        (self._quick if quick else self._jobs).append((run, what, job))
-        self._tokens.put(None)
+        self._worker.later(run, what, job, quick=quick)
+
+    def _note_from_job(self, record: Record) -> None:
+        self.note(record)
+        if isinstance(record, EndRun):
+            self.kick()
 
     def end_later(self, record: EndRun) -> None:
         """Note the end of a run once its outstanding jobs are done."""
@@ -165,7 +141,7 @@ class Writer:
 
     def busy(self, run: str) -> bool:
         """Return whether jobs of `run` are outstanding."""
-        return bool(self._outstanding.get(run))
+        return self._worker.busy(run)
 
     # -- flushing (threads that chose to wait) --------------------------------------------------------------------
 
@@ -178,14 +154,8 @@ class Writer:
         sequence number, or None when time ran out.
         """
         deadline = time.monotonic() + timeout
-        with self._idle:
-            while jobs and self._outstanding:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                self._idle.wait(left if waiting is None else min(left, 0.1))
-                if waiting is not None:
-                    waiting(None)
+        if jobs and not self._worker.wait(deadline, waiting):
+            return None
         if self._thread is None and not self._queue:
             return 0
         barrier = _Barrier()
@@ -224,8 +194,8 @@ class Writer:
                     return True
                 if time.monotonic() >= deadline:
                     return False
-                self._poke_sender(hurry=True)
-                if self._sender_died():
+                self._sender.poke(hurry=True)
+                if self._sender.died():
                     self._wake.set()  # The writer thread starts another.
                 if waiting is not None:
                     waiting(spool.backlog())
@@ -243,11 +213,7 @@ class Writer:
         deadline = time.monotonic() + timeout
         if self.spooled(timeout) is None:
             return False
-        while self._process is None and self._sender_kind == "process":
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        return self._sender_kind == "process" or self.flush(max(0.0, deadline - time.monotonic()))
+        return self._sender.kind == "process" or self.flush(max(0.0, deadline - time.monotonic()))
 
     def leave_to_exit_code(self, timeout: float) -> None:
         """Have the exit code say how runs ended that end well from now on, as the process is about to exit.
@@ -255,7 +221,7 @@ class Writer:
         timeout: seconds. Where the sender does not outlive the process, nobody could read the code.
         """
         written = self.spooled(timeout, jobs=False)
-        if written is not None and self.folder is not None and self._sender_kind == "process":
+        if written is not None and self.folder is not None and self._sender.kind == "process":
             self.success = endings.AS_EXIT_CODE if endings.keep_exit_code_in(self.folder) else self.success
 
     def close(self) -> None:
@@ -267,8 +233,7 @@ class Writer:
         self._urgent.set()
         if self._thread is not None:
             self._thread.join(2.0)
-        if self._sender_thread is not None:
-            self._sender_thread.join(5.0)
+        self._sender.join(5.0)
 
     # -- the writer thread ----------------------------------------------------------------------------------------
 
@@ -313,10 +278,12 @@ class Writer:
                 self._urgent.wait(INTERVAL)
             self._urgent.clear()
             self._take(backlog)
-            if watched is not None and (time.monotonic() - seen_at >= WATCH or self._sender_died()):
+            if watched is not None and (time.monotonic() - seen_at >= WATCH or self._sender.died()):
                 watched, seen_at = guard.run("look after the delivery", self._watch, spool), time.monotonic()
             if not backlog:
                 continue
+            # In front of the first transaction: from then on somebody is there who closes the run, should we be killed.
+            self._sender.ensure(spool.folder)
             stored = guard.attempt(self._store, spool, backlog)
             if stored.error is not None:
                 if _is_lost(stored.error):
@@ -341,15 +308,10 @@ class Writer:
                 backlog.clear()
                 self.unwritten = 0
                 watched = WATCH
-                self._ensure_sender()
-                self._poke_sender(hurry=hurry)
+                self._sender.poke(hurry=hurry)
         if watched is not None:
             guard.run("look after the delivery", self._watch, spool)
-        if self._poke is not None:
-            guard.attempt(self._poke.close)
-        if self._process is not None:
-            self._process.returncode = 0  # It outlives us by design; Popen need not warn of that.
-        self._sender_wake.set()
+        self._sender.leave()
         spool.close()
         for each in (lease, *abandoned):
             each.release()
@@ -363,7 +325,7 @@ class Writer:
             self._said = seq
         if spool.first_pending() is None:
             return None
-        self._ensure_sender()
+        self._sender.ensure(spool.folder)
         self._keep_within(spool)
         return WATCH
 
@@ -410,11 +372,7 @@ class Writer:
             error,
             opened.folder,
         )
-        if self._poke is not None:
-            guard.attempt(self._poke.close)
-        if self._process is not None:
-            self._process.returncode = 0
-        self._poke = self._process = None
+        self._sender.renew()
         return opened, lease
 
     def _open(self) -> tuple[Spool, Lease]:
@@ -517,112 +475,18 @@ class Writer:
                 kept.append(record)
         backlog[:] = kept
 
-    # -- the worker thread ----------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        while True:
-            self._tokens.get()
-            run, what, job = (self._quick or self._jobs).popleft()
-            for record in guard.run(what, job) or ():
-                self.note(record)
-                if isinstance(record, EndRun):
-                    self.kick()
-            with self._idle:
-                left = self._outstanding[run] - 1
-                if left:
-                    self._outstanding[run] = left
-                else:
-                    del self._outstanding[run]
-                self._idle.notify_all()
-            # Until the next job comes it would keep alive what it was about, such as the copy of a model.
-            del job
-
-    # -- the sender -----------------------------------------------------------------------------------------------
-
-    def _sender_died(self) -> bool:
-        process = self._process
-        return process is not None and process.poll() is not None
-
-    def _ensure_sender(self) -> None:
-        if self._sender_kind == "process" and (self._process is None or self._process.poll() is not None):
-            if self._starts >= _RESTARTS:
-                guard.say_once(
-                    "sender",
-                    "mlflow-autolog: the sender stopped %d times (see %s). Training is not affected and records "
-                    "are kept on disk; deliver them with: autolog sync",
-                    self._starts,
-                    self.folder and self.folder / "sender.log",
-                )
-                return
-            self._starts += 1
-            started = guard.attempt(self._spawn)
-            if started.error is not None:
-                guard.report("start its sender process (a thread sends instead)", started.error)
-                self._sender_kind = "thread"
-        alive = self._sender_thread is not None and self._sender_thread.is_alive()
-        if self._sender_kind == "thread" and not alive:
-            self._sender_thread = threading.Thread(target=self._send_here, name="autolog-sender", daemon=True)
-            self._sender_thread.start()
-
-    def _spawn(self) -> None:
-        assert self.folder is not None
-        if not sys.executable:
-            raise OSError("this Python does not know its own executable")
-        with (self.folder / "sender.log").open("ab") as log:
-            # -I: neither the working folder nor PYTHON* variables choose what the sender imports; it gets the
-            # training process's own import path, less the script's folder, whose files may bear any name; unless that
-            # is where packages are, as of a notebook's kernel.
-            script = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
-            apart = str(script) if script is not None and script.name not in _PACKAGES else ""
-            path = [entry for entry in sys.path if entry and entry != apart]
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BOOT, str(self.folder), json.dumps(path)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C and the terminal's hang-up are for the training; the sender leaves when all is delivered.
-                start_new_session=True,
-            )
-        self._poke = self._process.stdin
-        if self._poke is not None and hasattr(os, "set_blocking"):
-            guard.attempt(os.set_blocking, self._poke.fileno(), False)
-
-    def _poke_sender(self, *, hurry: bool = False) -> None:
-        if self._sender_kind == "thread":
-            if hurry:
-                self._sender_hurry.set()
-            self._sender_wake.set()
-        elif self._poke is not None:
-            # A full pipe or a dead sender: either way it is not waiting for this byte.
-            guard.attempt(os.write, self._poke.fileno(), b"!" if hurry else b".")
-
-    def _send_here(self) -> None:
-        from autolog.sender import ThreadHost, deliver  # The thread host imports mlflow here, so not before.
-
-        assert self.folder is not None
-        guard.run(
-            "deliver from a thread",
-            deliver,
-            self.folder,
-            ThreadHost(self._sender_wake, self._sender_hurry, self.closing),
-        )
-
     def after_fork_in_child(self) -> None:
         """Disown everything in a forked child: threads are gone, locks may be held, the spool is the parent's."""
         endings.forget_signals()
-        if self._poke is not None:
-            # The parent's death must close the pipe, so no child may keep its end open.
-            guard.attempt(self._poke.close)
-        if self._process is not None:
-            self._process.returncode = 0  # Not this process's child: Popen must neither wait for it nor warn.
+        self._sender.disown()
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``status()`` shows."""
         return {
             "spool": str(self.folder) if self.folder else None,
             "waiting_in_memory": len(self._queue),
-            "jobs": sum(self._outstanding.values()),
+            "jobs": self._worker.outstanding,
             "dropped": self.dropped,
-            "sender": self._sender_kind,
-            "sender_pid": self._process.pid if self._process else None,
+            "sender": self._sender.kind,
+            "sender_pid": self._sender.pid,
         }

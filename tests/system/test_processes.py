@@ -65,6 +65,30 @@ def test_sigkill_of_the_training_loses_at_most_the_last_moment(place) -> None:
     place.wait_for(lambda: not place.spools())
 
 
+def test_a_run_is_closed_though_its_training_is_killed_with_its_first_transaction(place) -> None:
+    """What is on disk has a sender from its first record on: the training dies as soon as that is written."""
+    killed = """
+    import os, signal
+    from autolog.spool import Spool
+
+    append = Spool.append
+
+    def append_and_die(*args):
+        append(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Spool.append = append_and_die
+    """
+    process = place.start(place.script(killed + LOOP))
+    assert process.wait(60) == -signal.SIGKILL
+    place.wait_for(lambda: place.runs() and place.runs()[0].info.status == "FAILED", 15)
+    (run,) = place.runs()
+    points = place.history(run, "loss")
+    assert points == [(step, step / 2) for step in range(len(points))]
+    assert points
+    place.wait_for(lambda: not place.spools())
+
+
 def test_sigkill_of_the_sender_doubles_nothing(place) -> None:
     code = LOOP.replace("100_000", "3000") + "    run.end()\n"
     process = place.start(place.script(code))
