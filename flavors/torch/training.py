@@ -6,26 +6,24 @@ import functools
 import math
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-from autolog import guard, patching, predictions, runtime
+from autolog import guard, runtime
 from autolog.checkpoints import Shelf
 from autolog.records import now
 from autolog.run import Run
-from flavors.torch import datasets, evaluation, models, shapes
+from flavors.torch import models, shapes
 from flavors.torch.checkpoints import Checkpointer, Root
+from flavors.torch.epochs import Epochs
 from flavors.torch.gradients import Sampler
 from flavors.torch.models import Visible
 from flavors.torch.series import Series
-from flavors.torch.sites import user_frames
 from flavors.torch.values import Drain, Later, Row, number
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from autolog.datasets import Dataset
     from flavors.torch.losses import Pending
     from flavors.torch.optimizers import Entry
     from flavors.torch.passes import Pass
@@ -65,24 +63,12 @@ class Training:
         self._leader: Entry | None = None
         self.checkpoints = Checkpointer(run, self.roots, self.entries)
         self._drain = Drain(run)
+        self.epochs = Epochs(run, self.checkpoints, self._drain)
         #: (sum, count) of each loss of the epoch under way, and how many updates of it the drain knows.
         self.sums: dict[str, list[float]] = {}
         self._later = 0
-        #: Names of metrics of whole passes.
-        self._said: set[str] = set()
-        self._passes = 0
-        #: What evaluations of each data have predicted last.
-        self._predicted: dict[str, tuple[predictions.Told, Any]] = {}
         #: The last update and how many micro-batches it took, None once their number is recorded.
         self._accumulated: tuple[int, int] | None = (-1, 0)
-        #: Metrics of passes that are still to be recorded, with losses as :meth:`Drain.add` has them.
-        self._closed: list[tuple[Row, tuple[str, ...] | None]] = []
-        self._facts: dict[str, Any] = {}
-        #: The data that epochs were made of, and what other data is called; weakly.
-        self._trained_on: list[Any] = []
-        self._evaluated_on: list[tuple[Any, str]] = []
-        #: What each data is to MLflow, None where it cannot be told apart.
-        self._datasets: list[tuple[Any, Dataset | None]] = []
         #: What the threads that it is trained in have pending.
         self.followers: list[Pending] = []
 
@@ -130,7 +116,7 @@ class Training:
             module = found[1] if found is not None else None
             known = guard.run("describe the training", models.facts, module, optimizer, around)
             if known:
-                self._facts = known
+                self.epochs.batch_size_known = "batch_size" in known
                 self.run.params(known)
         guard.run("look for schedulers", self.checkpoints.joined, around)
 
@@ -176,8 +162,8 @@ class Training:
 
         norm: what the user's clipping computed, a tensor.
         """
-        if self._closed:
-            self._say_closed()
+        if self.epochs.held:
+            self.epochs.say()
         self._sum_up(entry)
         step = entry.steps
         if entry.series is not None:
@@ -224,10 +210,10 @@ class Training:
         entry.apart = (values, step, at)
         if later:
             self._later += 1
-            dataset = self._trained_with(pending) if key is not None else None
+            dataset = self.epochs.trained_with(pending) if key is not None else None
             self._drain.add(Row(values, step, at, key, dataset), tuple(self._names[site] for site in losses))
         elif key is not None:
-            self.run.metrics(values, step=step, time=at, model=key, dataset=self._trained_with(pending))
+            self.run.metrics(values, step=step, time=at, model=key, dataset=self.epochs.trained_with(pending))
         elif values:
             series = entry.series
             if series is None or series.next != step or series.names != tuple(values):
@@ -284,7 +270,7 @@ class Training:
         """Record what the user shows, at `step` or at the last update's, unless that is recorded under its name."""
         entry = self._leader
         own = {name for other in self.entries if other.series is not None for name in other.series.names}
-        own.update(self._names.values(), self._said)
+        own.update(self._names.values(), self.epochs.said)
         values = {name: value for name, value in values.items() if name not in own}
         if not values or entry is None:
             return
@@ -297,146 +283,21 @@ class Training:
     # -- each pass over a loader ----------------------------------------------------------------------------------
 
     def epoch(self, walked: Pass) -> None:
-        """Record the end of an epoch, at the step of its last update, so that all metrics share one axis of steps.
-
-        Metrics: ``epoch``, its number from 0; the mean of each loss over its updates as ``<name>_epoch``; ``accuracy``;
-        ``samples_per_second``; ``data_wait_share``, the part of its time that the loop waited for data. Per update and
-        per epoch the same loss has two names, as with Lightning, since one name would mix both in one curve.
-        """
-        entry = self._leader
-        if entry is None or not entry.steps:
+        """Record the end of an epoch."""
+        if self._leader is None or not self._leader.steps:
             return
-        if walked.dataset_class and not self._passes:
-            found = {"dataset_class": walked.dataset_class, "dataset_length": walked.length}
-            if "batch_size" not in self._facts:
-                found["batch_size"] = walked.batch_size
-            self.run.params({name: value for name, value in found.items() if value is not None})
-        self._passes += 1
-        dataset = walked.dataset()
-        if dataset is not None and not any(ref() is dataset for ref in self._trained_on):
-            self._trained_on.append(walked.dataset)
-        at, step = now(), entry.steps - 1
-        values: dict[str, Any] = {"epoch": float(self.checkpoints.epochs)}
-        for other in self.entries:
-            self._sum_up(other)
+        for entry in self.entries:
+            self._sum_up(entry)
         sums, self.sums = self.sums, {}
-        values.update({f"{name}_epoch": total / count for name, (total, count) in sums.items()})
-        if walked.correct[1] is not None:
-            values["accuracy"] = _ratio(*walked.correct)
-        seconds = time.perf_counter() - walked.started
-        if walked.samples and seconds > 0:
-            values["samples_per_second"] = walked.samples / seconds
-            values["data_wait_share"] = min(1.0, walked.waited / seconds)
         later, self._later = self._later, 0
-        key = self.checkpoints.epoch_ended(entry)
-        self._say(Row(values, step, at, key, self._dataset(walked, "train", "train")), None if later else ())
+        means = {name: total / count for name, (total, count) in sums.items()}
+        self.epochs.ended(walked, self._leader, means, more=later > 0)
 
     def evaluated(self, walked: Pass) -> None:
-        """Record what a pass without steps showed, at the step of the last update before it.
-
-        Metrics: ``val_loss``, the mean over samples of the loss that the training uses, and ``val_accuracy``. The first
-        data evaluated on is called ``val``, other data by its loader's variable; the training's own data
-        ``train_eval``, since users call the mean of an epoch ``train_loss``. Lightning logs its evaluations itself.
-        """
+        """Record what a pass without steps showed. Lightning logs its evaluations itself."""
         entry = self._leader
-        if entry is None or not entry.steps or not walked.losses or walked.logged_elsewhere:
-            return
-        at, step = now(), entry.steps - 1
-        prefix = self._prefix(walked)
-        called = evaluation.names(walked.losses, walked.pending.functions, prefix)
-        values: dict[str, Any] = {}
-        for name, (total, size, _) in walked.losses.items():
-            if size:
-                values[called[name]] = total / size if type(total) is float else Later([total], 1.0 / size)
-        if walked.correct[1] is not None and not walked.skipped:
-            values[f"{prefix}_accuracy"] = _ratio(*walked.correct)
-        row = Row(values, step, at, dataset=self._dataset(walked, "eval", prefix))
-        row = row._replace(model=self.checkpoints.evaluated(entry, row))
-        self._say(row)
-        if self.run.config.log_post_training_metrics:
-            self._follow(prefix, walked, row)
-
-    def _follow(self, prefix: str, walked: Pass, row: Row) -> None:
-        """Have metrics that the user computes on what a pass predicted recorded as ``<metric>_<prefix>``.
-
-        They are recognised by their values, since each batch's have been through the user's lists and arrays.
-        """
-        import torch
-
-        arrays = walked.outputs.arrays() if walked.outputs.complete else []
-        if walked.predicted and not walked.skipped:
-            arrays.append(torch.cat(walked.predicted).numpy())
-        if not arrays:
-            return
-        told, _ = self._predicted.get(prefix) or (predictions.Told(), None)
-        told.begin_step(row.step)
-        # Held as long as nothing newer is known of this data.
-        self._predicted[prefix] = (told, arrays)
-        by = predictions.Trained(self.run, row.model, told)
-        for array in arrays:
-            predictions.follow(array, by, arrays[0], prefix, lambda: row.dataset)
-
-    def _say(self, row: Row, losses: tuple[str, ...] | None = ()) -> None:
-        """Record metrics of a whole pass; losses: as :meth:`Drain.add` has it.
-
-        Those of the first epoch wait until the next one steps, or the end: by then the user has logged by hand what
-        they log each epoch, and what is logged under the same names is left to them.
-        """
-        self._said.update(row.values)
-        self._closed.append((row, losses))
-        if self._passes > 1:
-            self._say_closed()
-        leader = self._leader.series if self._leader is not None else None
-        if leader is not None and (self._closed or self.checkpoints.under_way):
-            leader.look_soon()
-
-    def _say_closed(self) -> None:
-        closed, self._closed = self._closed, []
-        for row, losses in closed:
-            if losses is None or not row.known:
-                self._drain.add(row, losses)
-            else:
-                row.record(self.run)
-        self.checkpoints.recorded()
-
-    def _trained_with(self, pending: Pending) -> Dataset | None:
-        """Return what the data of the innermost pass is to MLflow: that of the update that is just being made."""
-        return self._dataset(pending.passes[-1], "train", "train") if pending.passes else None
-
-    def _dataset(self, walked: Pass, role: str, called: str) -> Dataset | None:
-        """Return what the data of a pass is to MLflow, recorded as an input of the run the first time; None if nothing.
-
-        role: "train" or "eval"; called: its name where the user has no variable for it.
-        """
-        if not self.run.config.log_datasets:
-            return None
-        data = walked.dataset()
-        for ref, known in self._datasets:
-            if ref() is data:
-                return known
-        names = (patching.variable_name(data, frame) for frame in user_frames(patching.user_frame()))
-        name = next((name for name in names if name), called)
-        found = guard.run("describe the data", datasets.describe, data, name, walked.length)
-        self._datasets.append((walked.dataset, found))
-        if found is not None:
-            self.run.dataset(found, role)
-            if role == "train":
-                self.checkpoints.dataset = found
-        return found
-
-    def _prefix(self, walked: Pass) -> str:
-        dataset = walked.dataset()
-        under_way = [other.dataset for other in walked.pending.passes if other.stepped]
-        if any(ref() is dataset for ref in (*self._trained_on, *under_way)):
-            return "train_eval"
-        for ref, known in self._evaluated_on:
-            if ref() is dataset:
-                return known
-        taken = {known for _, known in self._evaluated_on} | {"train", "train_eval"}
-        base = "val" if not self._evaluated_on else walked.name or "eval"
-        prefix = next(name for name in (base, *(f"{base}_{i}" for i in range(2, 1000))) if name not in taken)
-        self._evaluated_on.append((walked.dataset, prefix))
-        return prefix
+        if entry is not None and entry.steps and walked.losses and not walked.logged_elsewhere:
+            self.epochs.evaluated(walked, entry)
 
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""
@@ -469,7 +330,7 @@ class Training:
     def logged(self, values: dict[str, Any], step: int, *, evaluation: bool) -> None:
         """Record what a trainer of the user's logs; evaluation: whether it is of the weights as they are now."""
         # A loss that is seen by itself keeps its own steps.
-        own = {*self._names.values(), *self._said}
+        own = {*self._names.values(), *self.epochs.said}
         values = {name: value for name, value in values.items() if name not in own}
         if not values:
             return
@@ -494,7 +355,7 @@ class Training:
         for root in self.roots:
             if root.module is not None:
                 shapes.disarm(root.module)
-        self._say_closed()
+        self.epochs.say()
         for entry in self.entries:
             if entry.series is not None:
                 entry.steps = entry.steps
@@ -507,19 +368,12 @@ class Training:
 
     def release(self) -> None:
         """Let go of the user's objects."""
-        self._predicted.clear()
+        self.epochs.release()
         for root in self.roots:
             root.module = None
         for entry in self.entries:
             entry.probe = entry.root = entry.apart = entry.kept = None
             entry.series = entry.sampler = None
-
-
-def _ratio(part: Any, whole: Any) -> Any:
-    """Return part / whole, :class:`Later` where a device holds them."""
-    if isinstance(whole, int):
-        return part / whole if isinstance(part, int) else Later([part], 1.0 / whole)
-    return Later([part], 1.0, whole)
 
 
 __all__ = ["Root", "Training"]
