@@ -55,8 +55,8 @@ test-fast: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test
 	@# Whole processes and servers beside the rest, in a process of their own: most of their time is waiting.
-	@$(BIN)/python -m pytest -q tests/system >$(VENV)/system-tests.log 2>&1 & system=$$!; \
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/core tests/flavors; rest=$$?; \
+	@$(BIN)/python -m pytest -q --durations=25 tests/system >$(VENV)/system-tests.log 2>&1 & system=$$!; \
+	$(BIN)/python -m pytest -q --durations=25 tests/test_architecture.py tests/test_docs.py tests/core tests/flavors; rest=$$?; \
 	wait $$system; system=$$?; cat $(VENV)/system-tests.log; exit $$((rest || system))
 
 # -- figures ----------------------------------------------------------------------------------------------------------
