@@ -293,6 +293,9 @@ class Run:
 
         def run() -> list[Record]:
             job()
+            if quick and self._ended:
+                # The training is over, and its process may be, too: what was read of it late goes to the disk at once.
+                self._writer.kick()
             return []
 
         self._writer.later(self.key, what, run, quick=quick)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
-from autolog import runtime
+from autolog import runtime, writer
+from autolog.records import Points
+from autolog.spool import Spool
 
 
 def test_numbers_do_not_wait_behind_a_queue_of_models(recorder) -> None:
@@ -32,3 +35,28 @@ def test_numbers_do_not_wait_behind_a_queue_of_models(recorder) -> None:
     assert done == ["model 1", "number 1", "number 2", "model 2", "model 3"]
     # Not in the order of their starts: both may have begun within the same millisecond.
     assert sorted(run.data.metrics.get("n", 0.0) for run in recorder.runs()) == [0.0, 2.0]
+
+
+def test_numbers_read_after_the_end_are_on_disk_at_once(recorder, monkeypatch) -> None:
+    """They wait neither for the models of the run nor for the next transaction."""
+    monkeypatch.setattr(writer, "INTERVAL", 60.0)
+    recorder.start()
+    run = runtime.open_run("pyspark")
+    go_on, read = threading.Event(), threading.Event()
+
+    def see() -> None:
+        assert go_on.wait(30)
+        run.metrics({"n": 2.0}, step=0)
+
+    run.later("read numbers", see, quick=True)
+    run.later("write a model", lambda: read.wait(30))
+    run.end()
+    go_on.set()
+    runtime.writer.spooled_folder(10)
+    spool, until = Spool(runtime.writer.folder), time.monotonic() + 10
+    while not any(isinstance(row.record, Points) for row in spool.pending()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    spool.close()
+    read.set()
+    assert recorder.run().data.metrics == {"n": 2.0}
