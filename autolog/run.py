@@ -288,7 +288,7 @@ class Run:
     def later(self, what: str, job: Callable[[], None], *, quick: bool = False) -> None:
         """Run `job` on the worker thread before the run ends; what: completes "mlflow-autolog could not ...".
 
-        quick: before other jobs, such as models that are to be written.
+        quick: on the thread for numbers, which waits for no model that is being written.
         """
 
         def run() -> list[Record]:

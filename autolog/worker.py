@@ -1,7 +1,7 @@
-"""The thread that does what takes longer than a training may wait: writing a model's bytes, asking a device or a JVM.
+"""The threads that do what takes longer than a training may wait: writing a model's bytes, asking a device or a JVM.
 
-Jobs run one after the other in the order asked for. What is quick (reading numbers) comes first, so that metrics do not
-wait behind a queue of models.
+One thread for what is quick, reading numbers, and one for the rest, so that metrics wait neither behind a queue of
+models nor for the one that is just being written. Each does its jobs one after the other, in the order asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from autolog import guard
@@ -24,29 +23,37 @@ class Worker:
     def __init__(self, note: Callable[[Record], None]) -> None:
         self._note = note
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        #: One token for each of the jobs, which are quick or not.
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._quick: deque[tuple[str, str, Job]] = deque()
-        self._jobs: deque[tuple[str, str, Job]] = deque()
-        #: How many jobs of each run are not done.
+        #: For what is quick and for what is not.
+        self._queues: dict[bool, queue.SimpleQueue[tuple[str, str, Job, int]]] = {
+            True: queue.SimpleQueue(),
+            False: queue.SimpleQueue(),
+        }
+        self._threads: dict[bool, threading.Thread] = {}
+        #: How many jobs of each run are not done; of those runs, how many quick ones were asked for and are done.
         self._outstanding: dict[str, int] = {}
-        self._idle = threading.Condition()
+        self._asked: dict[str, int] = {}
+        self._read: dict[str, int] = {}
+        self._changed = threading.Condition()
 
     def later(self, run: str, what: str, job: Job, *, quick: bool = False) -> None:
         """Do `job` soon and note the records that it returns; never blocks.
 
-        what: completes "mlflow-autolog could not ...".
+        what: completes "mlflow-autolog could not ...". quick: that it takes milliseconds. What is not, such as the
+        run's end, comes after what was asked for before it in any case.
         """
-        with self._idle:
+        with self._changed:
             self._outstanding[run] = self._outstanding.get(run, 0) + 1
-        if self._thread is None:
+            if quick:
+                self._asked[run] = self._asked.get(run, 0) + 1
+            before = self._asked.get(run, 0)
+        if quick not in self._threads:
             with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="autolog-worker", daemon=True)
-                    self._thread.start()
-        (self._quick if quick else self._jobs).append((run, what, job))
-        self._tokens.put(None)
+                if quick not in self._threads:
+                    name = "autolog-reader" if quick else "autolog-worker"
+                    thread = threading.Thread(target=self._work, args=(quick,), name=name, daemon=True)
+                    self._threads[quick] = thread
+                    thread.start()
+        self._queues[quick].put((run, what, job, before))
 
     def busy(self, run: str) -> bool:
         """Return whether jobs of `run` are outstanding."""
@@ -62,29 +69,33 @@ class Worker:
 
         waiting: called with None now and then meanwhile.
         """
-        with self._idle:
+        with self._changed:
             while self._outstanding:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self._idle.wait(left if waiting is None else min(left, 0.1))
+                self._changed.wait(left if waiting is None else min(left, 0.1))
                 if waiting is not None:
                     waiting(None)
         return True
 
-    def _work(self) -> None:
+    def _work(self, quick: bool) -> None:
         while True:
-            self._tokens.get()
-            run, what, job = (self._quick or self._jobs).popleft()
+            run, what, job, before = self._queues[quick].get()
+            if not quick:
+                with self._changed:
+                    while self._read.get(run, 0) < before:
+                        self._changed.wait()
             for record in guard.run(what, job) or ():
                 self._note(record)
-            with self._idle:
-                left = self._outstanding[run] - 1
-                if left:
-                    self._outstanding[run] = left
-                else:
-                    del self._outstanding[run]
-                self._idle.notify_all()
+            with self._changed:
+                if quick:
+                    self._read[run] = self._read.get(run, 0) + 1
+                self._outstanding[run] -= 1
+                if not self._outstanding[run]:
+                    for counts in (self._outstanding, self._asked, self._read):
+                        counts.pop(run, None)
+                self._changed.notify_all()
             # Until the next job comes it would keep alive what it was about, such as the copy of a model.
             del job
 

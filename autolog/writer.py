@@ -114,10 +114,7 @@ class Writer:
         self._urgent.set()
 
     def later(self, run: str, what: str, job: Job, *, quick: bool = False) -> None:
-        """Run `job` on the worker thread and note the records that it returns.
-
-        what: completes "mlflow-autolog could not ...". Jobs run in the order asked for, the `quick` ones before others.
-        """
+        """Run `job` on a thread of the worker's and note the records that it returns; see :meth:`Worker.later`."""
         self._worker.later(run, what, job, quick=quick)
 
     def _note_from_job(self, record: Record) -> None:

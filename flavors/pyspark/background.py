@@ -1,7 +1,7 @@
 """Work that needs Spark after ``fit`` has returned, and ``SparkContext.stop`` waiting for it.
 
-It runs on the worker thread, under a job group of its own: with pinned threads, PySpark's default, the group belongs to
-that thread alone.
+It runs on the worker's threads, under a job group of its own: with pinned threads, PySpark's default, the group belongs
+to these threads alone.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from autolog.records import Points
 from autolog.spool import Spool
 
 
-def test_numbers_do_not_wait_behind_a_queue_of_models(recorder) -> None:
-    """Quick jobs come first, each kind in the order asked for, and all of them before the run's end."""
+def test_numbers_do_not_wait_for_models(recorder) -> None:
+    """Neither behind a queue of them nor for the one that is being written; a run's end waits for both."""
     recorder.start()
     first, second = runtime.open_run("sklearn"), runtime.open_run("sklearn")
-    begun, go_on, done = threading.Event(), threading.Event(), []
+    begun, go_on, read, done = threading.Event(), threading.Event(), threading.Event(), []
 
     def write() -> None:
         begun.set()
@@ -27,14 +27,38 @@ def test_numbers_do_not_wait_behind_a_queue_of_models(recorder) -> None:
     second.later("read numbers", lambda: done.append("number 1"), quick=True)
     second.later("write a model", lambda: done.append("model 3"))
     second.later("read numbers", lambda: second.metrics({"n": 2.0}, step=0), quick=True)
-    second.later("read numbers", lambda: done.append("number 2"), quick=True)
+    second.later("read numbers", lambda: (done.append("number 2"), read.set()), quick=True)
     second.end()
+    assert read.wait(30)
+    assert done == ["number 1", "number 2"]
     go_on.set()
     first.end()
     assert [run.info.status for run in recorder.runs()] == ["FINISHED"] * 2
-    assert done == ["model 1", "number 1", "number 2", "model 2", "model 3"]
+    assert done == ["number 1", "number 2", "model 1", "model 2", "model 3"]
     # Not in the order of their starts: both may have begun within the same millisecond.
     assert sorted(run.data.metrics.get("n", 0.0) for run in recorder.runs()) == [0.0, 2.0]
+
+
+def test_a_model_waits_for_the_numbers_of_its_run(recorder) -> None:
+    """What is read quickly is there when a model of the same run is written, and when the run ends."""
+    recorder.start()
+    run = runtime.open_run("sklearn")
+    go_on, done = threading.Event(), []
+
+    def read() -> None:
+        assert go_on.wait(30)
+        done.append("number")
+        run.metrics({"n": 2.0}, step=0)
+
+    run.later("read numbers", read, quick=True)
+    run.later("write a model", lambda: done.append("model"))
+    run.end()
+    time.sleep(0.2)
+    assert not done
+    go_on.set()
+    found = recorder.run()
+    assert done == ["number", "model"]
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"n": 2.0})
 
 
 def test_numbers_read_after_the_end_are_on_disk_at_once(recorder, monkeypatch) -> None:
