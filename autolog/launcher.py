@@ -36,6 +36,8 @@ class Launcher:
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._starts = 0
+        #: Whether the pipe has no reader any more.
+        self._unheard = False
 
     @property
     def pid(self) -> int | None:
@@ -46,9 +48,17 @@ class Launcher:
         """Return whether there was a process and it is gone."""
         return self._process is not None and self._process.poll() is not None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether :meth:`ensure` has something to do, as far as is known without asking the system."""
+        if self.kind == "process":
+            return self._process is None or self._unheard
+        return self._thread is None or not self._thread.is_alive()
+
     def ensure(self, folder: Path) -> None:
         """Have a sender at work on the spool in `folder`."""
         if self.kind == "process" and (self._process is None or self.died()):
+            self._unheard = False
             if self._starts >= _RESTARTS:
                 guard.say_once(
                     "sender",
@@ -102,7 +112,8 @@ class Launcher:
             self._wake.set()
         elif self._pipe is not None:
             # A full pipe or a dead sender: either way it is not waiting for this byte.
-            guard.attempt(os.write, self._pipe.fileno(), b"!" if hurry else b".")
+            poked = guard.attempt(os.write, self._pipe.fileno(), b"!" if hurry else b".")
+            self._unheard = isinstance(poked.error, BrokenPipeError)
 
     def leave(self) -> None:
         """Let go of a sender's process, which sees that by its pipe: it delivers what there is and goes."""

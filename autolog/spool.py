@@ -23,13 +23,16 @@ import sys
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autolog.records import Record, decode, encode
 
 FORMAT = 2
+
+#: Rows that one statement inserts at most: SQLite before 3.32 takes 999 values.
+_ROWS = 200
 #: A file that says: the training process left this spool, damaged, for another.
 MOVED = "moved"
 
@@ -164,6 +167,7 @@ class Spool:
         check_private(folder)
         self.folder = folder
         self.blobs = folder / "blobs"
+        self._path = folder / "spool.db"
         self._db = sqlite3.connect(folder / "spool.db", timeout=30, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -188,7 +192,7 @@ class Spool:
 
     def exists(self) -> bool:
         """Return whether the database is still where it was opened: an open one that was deleted takes writes, too."""
-        return (self.folder / "spool.db").exists()
+        return self._path.exists()
 
     # -- meta ---------------------------------------------------------------------------------------------------
 
@@ -204,14 +208,23 @@ class Spool:
     # -- records ------------------------------------------------------------------------------------------------
 
     def append(self, records: Iterable[Record]) -> int:
-        """Store records in one transaction and return the sequence number of the last one."""
+        """Store records in one transaction and return the sequence number of the last one, 0 where there is none."""
         rows = [(run, kind, body, checksum(run, kind, body)) for run, kind, body in encode(records)]
+        # Each call of SQLite lets go of the interpreter and waits for it again, which costs a busy training more than
+        # the call itself. So the rows are one statement, a transaction by itself, unless there are many.
+        if len(rows) <= _ROWS:
+            return self._insert(rows) if rows else 0
         # Rolls back what SQLite itself has not, as it has where the disk is full.
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT INTO records (run, kind, body, crc) VALUES (?, ?, ?, ?)", rows)
-            last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-        return int(last[0]) if last else 0
+            return [self._insert(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)][-1]
+
+    def _insert(self, rows: Sequence[tuple[str, str, str, int]]) -> int:
+        places = ", ".join(["(?, ?, ?, ?)"] * len(rows))
+        values = [value for row in rows for value in row]
+        done = self._db.execute(f"INSERT INTO records (run, kind, body, crc) VALUES {places}", values)
+        assert done.lastrowid is not None
+        return done.lastrowid
 
     def pending(self, limit: int = 1000, *, after: int = 0) -> list[Row]:
         """Return stored records, oldest first: `limit`, and the rest of those that share a row with the last one.

@@ -275,12 +275,14 @@ class Writer:
                 self._urgent.wait(INTERVAL)
             self._urgent.clear()
             self._take(backlog)
-            if watched is not None and (time.monotonic() - seen_at >= WATCH or self._sender.died()):
+            if watched is not None and (time.monotonic() - seen_at >= WATCH or self._sender.wanted):
                 watched, seen_at = guard.run("look after the delivery", self._watch, spool), time.monotonic()
             if not backlog:
                 continue
-            # In front of the first transaction: from then on somebody is there who closes the run, should we be killed.
-            self._sender.ensure(spool.folder)
+            if self._sender.wanted:
+                # In front of the first transaction: from then on somebody is there who closes the run, should we be
+                # killed.
+                self._sender.ensure(spool.folder)
             stored = guard.attempt(self._store, spool, backlog)
             if stored.error is not None:
                 if _is_lost(stored.error):
