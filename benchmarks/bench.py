@@ -3,7 +3,8 @@
     python benchmarks/bench.py [WORKLOAD ...] [--repeat N] [--without-mlflow] [--json FILE]
 
 Each recorder runs in a process of its own with a sqlite store of its own; the repetitions take turns, so that what
-else the machine does falls on all of them alike.
+else the machine does falls on all of them alike. Some processes are slower than others that do the same, by where their
+memory came to lie (up to a tenth here, as long as they live), so the turns are shared out among several of each.
 """
 
 from __future__ import annotations
@@ -127,22 +128,24 @@ def environ(folder: Path) -> dict[str, str]:
 def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) -> dict[str, float | str]:
     """Run one workload under each recorder, taking turns."""
     names = ["bare", "ours"] + (["mlflow"] if workload.mlflow and with_mlflow else [])
-    workers = {name: Worker(workload, name, folder / f"{workload.name}-{name}") for name in names}
     took: dict[str, list[float]] = {name: [] for name in names}
     numbers: list[float] = []
     settle: list[float] = []
-    for turn in range(repeat + WARM_UP):
-        for name, worker in workers.items():
-            seconds = worker.ask("work")
-            read = worker.ask("numbers") if name == "ours" else 0.0
-            settled = read + worker.ask("settle") if name == "ours" else 0.0
-            if turn >= WARM_UP:
-                took[name].append(seconds / workload.units)
-                if name == "ours":
-                    numbers.append(read)
-                    settle.append(settled)
-    for worker in workers.values():
-        worker.close()
+    processes = min(workload.processes, repeat)
+    for process in range(processes):
+        workers = {name: Worker(workload, name, folder / f"{workload.name}-{name}-{process}") for name in names}
+        for turn in range(WARM_UP + repeat // processes + (process < repeat % processes)):
+            for name, worker in workers.items():
+                seconds = worker.ask("work")
+                read = worker.ask("numbers") if name == "ours" else 0.0
+                settled = read + worker.ask("settle") if name == "ours" else 0.0
+                if turn >= WARM_UP:
+                    took[name].append(seconds / workload.units)
+                    if name == "ours":
+                        numbers.append(read)
+                        settle.append(settled)
+        for worker in workers.values():
+            worker.close()
     medians: dict[str, float | str] = {name: statistics.median(values) for name, values in took.items()}
     # Pairs of one turn met the same machine: their difference is steadier than that of the medians.
     medians["added"] = statistics.median(b - a for a, b in zip(took["bare"], took["ours"], strict=True))
