@@ -91,16 +91,28 @@ def test_metric_info_has_the_calls(recorder, cancer):
     }
 
 
-def test_columns_and_rows_of_predictions_are_followed_as_in_mlflow_they_are_not(recorder, cancer):
+class Sideways(LogisticRegression):
+    """Predicts in Fortran order, as scikit-learn's linear models did."""
+
+    def predict_proba(self, X):
+        return super().predict_proba(X).T.copy().T
+
+
+@pytest.mark.parametrize("kind", [LogisticRegression, Sideways])
+def test_columns_and_rows_of_predictions_are_followed_as_in_mlflow_they_are_not(recorder, cancer, kind):
     X_train, X_test, y_train, y_test = cancer
     recorder.start(log_models=False)
-    model = LogisticRegression(max_iter=5000).fit(X_train, y_train)
+    model = kind(max_iter=5000).fit(X_train, y_train)
     proba = model.predict_proba(X_test)
+    assert (proba.strides[0] < proba.strides[1]) == (kind is Sideways)
     auc = roc_auc_score(y_test, proba[:, 1])
     loss = log_loss(y_test[:30], proba[:30])
     odd = log_loss(y_test[1::2], proba[1::2, 1])
     backwards = log_loss(y_test[::-1][:30], proba[::-1][:30])
     column = accuracy_score(y_test, model.predict(X_test).reshape(-1, 1))
+    # The end of a row or column and the beginning of the next, as they lie in memory; a row as a vector.
+    log_loss([0, 1], proba.ravel("K")[max(proba.strides) // 8 - 1 :][:2])
+    log_loss([0, 1], proba[0])
     run = recorder.run()
     rows = len(X_test)
     assert told(run) == {
@@ -109,34 +121,6 @@ def test_columns_and_rows_of_predictions_are_followed_as_in_mlflow_they_are_not(
         f"log_loss-2_X_test.1-{rows}.2": odd,
         f"log_loss-3_X_test.{rows - 30}-{rows}": backwards,
         "accuracy_score_X_test": column,
-    }
-
-
-class Sideways(LogisticRegression):
-    """Predicts in Fortran order, as scikit-learn's linear models did."""
-
-    def predict_proba(self, X):
-        return super().predict_proba(X).T.copy().T
-
-
-def test_rows_of_predictions_in_fortran_order_are_followed(recorder, cancer):
-    X_train, X_test, y_train, y_test = cancer
-    recorder.start(log_models=False)
-    proba = Sideways(max_iter=5000).fit(X_train, y_train).predict_proba(X_test)
-    assert proba.strides[0] < proba.strides[1]
-    auc = roc_auc_score(y_test, proba[:, 1])
-    loss = log_loss(y_test[:30], proba[:30])
-    odd = log_loss(y_test[1::2], proba[1::2, 1])
-    backwards = log_loss(y_test[::-1][:30], proba[::-1][:30])
-    log_loss([0, 1], proba.ravel("F")[len(X_test) - 1 :][:2])  # The end of a column and the beginning of the next.
-    log_loss([0, 1], proba[0])  # A row as a vector.
-    run = recorder.run()
-    rows = len(X_test)
-    assert told(run) == {
-        "roc_auc_score_X_test": auc,
-        "log_loss_X_test.0-30": loss,
-        f"log_loss-2_X_test.1-{rows}.2": odd,
-        f"log_loss-3_X_test.{rows - 30}-{rows}": backwards,
     }
 
 
