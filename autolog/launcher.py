@@ -73,7 +73,7 @@ class Launcher:
             if started.error is not None:
                 guard.report("start its sender process (a thread sends instead)", started.error)
                 self.kind = "thread"
-        if self.kind == "thread" and (self._thread is None or not self._thread.is_alive()):
+        if self.kind == "thread" and self.wanted:
             self._thread = threading.Thread(target=self._send_here, args=(folder,), name="autolog-sender", daemon=True)
             self._thread.start()
 
@@ -117,10 +117,7 @@ class Launcher:
 
     def leave(self) -> None:
         """Let go of a sender's process, which sees that by its pipe: it delivers what there is and goes."""
-        if self._pipe is not None:
-            guard.attempt(self._pipe.close)
-        if self._process is not None:
-            self._process.returncode = 0  # It outlives us by design; Popen need not warn of that.
+        self.disown()
         self._wake.set()
 
     def renew(self) -> None:
@@ -134,12 +131,13 @@ class Launcher:
             self._thread.join(timeout)
 
     def disown(self) -> None:
-        """Let go of the sender in a forked child, where it is the parent's."""
+        """Let go of the sender's process without waking a thread; also for a forked child, where it is the parent's."""
         if self._pipe is not None:
-            # The parent's death must close the pipe, so no child may keep its end open.
+            # The owner's death must close the pipe, so no child may keep its end open.
             guard.attempt(self._pipe.close)
         if self._process is not None:
-            self._process.returncode = 0  # Not this process's child: Popen must neither wait for it nor warn.
+            # It outlives us by design, and is not a forked child's at all: Popen must neither wait for it nor warn.
+            self._process.returncode = 0
 
 
 __all__ = ["Launcher"]

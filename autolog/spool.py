@@ -168,7 +168,7 @@ class Spool:
         self.folder = folder
         self.blobs = folder / "blobs"
         self._path = folder / "spool.db"
-        self._db = sqlite3.connect(folder / "spool.db", timeout=30, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
         except UnicodeDecodeError as error:
@@ -178,7 +178,7 @@ class Spool:
         # loses power has nothing to compare them with.
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
-        (folder / "spool.db").chmod(0o600)
+        self._path.chmod(0o600)
         version = self.meta("format")
         if version is None:
             self.set_meta("format", str(FORMAT))
