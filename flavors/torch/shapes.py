@@ -2,6 +2,9 @@
 
 ``Module.__call__`` is replaced for that one iteration. A forward hook on the user's module would be found in what the
 user saves or copies in between, and a global forward hook disables torch's fast path and recompiles compiled modules.
+Where torch.compile is in use, guards may look at ``Module.__call__``. Then the user's class gets a ``__call__`` of its
+own instead, and of a compiled module what stands in front of its code is replaced: ``OptimizedModule.__call__``, or
+after ``model.compile()`` its own ``_compiled_call_impl``, which torch itself leaves out of copies and pickles.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolog import guard, signature
 from autolog.signature import Schema
+from flavors.torch.models import unwrap
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -21,9 +25,13 @@ if TYPE_CHECKING:
 #: Gets the signature, None where it cannot be told, and the dtype that autocast computes in, None where it is off.
 Found = Callable[[dict[str, str] | None, str | None], None]
 
-_armed: dict[int, tuple[Any, Found]] = {}
+#: (owner, attribute) of a callable: a class and ``__call__``, or a module and ``_compiled_call_impl``.
+_Place = tuple[Any, str]
+
+_armed: dict[int, tuple[Any, Found, list[_Place]]] = {}
 _lock = threading.Lock()
-_replaced: list[tuple[Any, Any]] = []
+#: What is in those that are replaced, by the id of their owner: (what was there, None where inherited; what is now).
+_replaced: dict[int, tuple[Any, Any]] = {}
 
 #: Tensor types that MLflow's tensor schemas know, as numpy does.
 _TYPES = {
@@ -45,25 +53,24 @@ def arm(module: Module, found: Found) -> None:
     """Call `found` with what the next training forward of `module` shows."""
     import torch
 
-    compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-    if compiled or isinstance(module, torch.jit.ScriptModule) or compiles():
+    if isinstance(module, torch.jit.ScriptModule):
         return
     with _lock:
-        _armed[id(module)] = (module, found)
-        if not _replaced:
-            _replace()
+        places = _places(module)
+        _armed[id(module)] = (module, found, places)
+        for owner, name in places:
+            if id(owner) not in _replaced:
+                _replace(owner, name)
 
 
 def disarm(module: Module) -> None:
     """Take :func:`arm` back."""
     with _lock:
-        _armed.pop(id(module), None)
-        if not _armed and _replaced:
-            original, ours = _replaced.pop()
-            import torch
-
-            if vars(torch.nn.Module).get("__call__") is ours:
-                torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+        armed = _armed.pop(id(module), None)
+        needed = {id(owner) for _, _, places in _armed.values() for owner, _ in places}
+        for owner, name in armed[2] if armed is not None else ():
+            if id(owner) not in needed:
+                _restore(owner, name)
 
 
 def compiles() -> bool:
@@ -72,20 +79,57 @@ def compiles() -> bool:
     return bool(utils is not None and utils.counters.get("frames"))
 
 
-def _replace() -> None:
+def _places(module: Module) -> list[_Place]:
     import torch
 
-    original = vars(torch.nn.Module)["__call__"]
-    compiling = torch.compiler.is_compiling
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return [(module, "_compiled_call_impl")]
+    if not compiles():
+        return [(torch.nn.Module, "__call__")]
+    from torch._dynamo.eval_frame import OptimizedModule
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original(self, *args, **kwargs)
-        if id(self) in _armed and not compiling() and self.training and torch.is_grad_enabled():
-            guard.run("infer the model's signature", _see, self, args, kwargs, output)
+    places: list[_Place] = [(OptimizedModule, "__call__")]
+    if not type(module).__module__.startswith("torch."):
+        places.append((type(module), "__call__"))
+    return places
+
+
+def _replace(owner: Any, name: str) -> None:
+    import torch
+
+    known = vars(owner).get(name)
+    original = known or getattr(owner, name)
+    compiling = torch.compiler.is_compiling
+    # What a module holds itself is called without the module.
+    of_module = not isinstance(owner, type)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if not compiling():
+            called, given = (owner, args) if of_module else (args[0], args[1:])
+            guard.run("infer the model's signature", _look, called, given, kwargs, output)
         return output
 
-    _replaced.append((original, __call__))
-    torch.nn.Module.__call__ = __call__  # type: ignore[method-assign]
+    _replaced[id(owner)] = (known, call)
+    setattr(owner, name, call)
+
+
+def _restore(owner: Any, name: str) -> None:
+    known, ours = _replaced.pop(id(owner))
+    if vars(owner).get(name) is not ours:
+        return
+    if known is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, known)
+
+
+def _look(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    import torch
+
+    module = unwrap(called, torch.nn.Module)
+    if id(module) in _armed and module.training and torch.is_grad_enabled():
+        _see(module, args, kwargs, output)
 
 
 def _see(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -137,5 +181,5 @@ def _tensor(value: Any, name: str | None = None) -> Schema | None:
 
 def disarm_all() -> None:
     """Stop looking."""
-    for module, _ in list(_armed.values()):
+    for module, _, _ in list(_armed.values()):
         disarm(module)

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from torch import nn
@@ -50,6 +51,15 @@ def test_scheduler_with_its_arguments_scaler_and_wrapper_are_params(recorder):
     assert (params["loss_function"], params["model_class"]) == ("HuberLoss", "Sequential")
 
 
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = net()
+
+    def forward(self, X):
+        return self.layers(X)
+
+
 def graphs(train):
     """What torch.compile made of three steps: graphs captured, graph breaks, frames compiled."""
     torch._dynamo.reset()
@@ -60,21 +70,26 @@ def graphs(train):
     return losses, found, dict(counters["frames"])
 
 
-@pytest.mark.parametrize("what", ["model", "model and loss"])
+@pytest.mark.parametrize("what", ["model", "model in place", "model and loss"])
 def test_compiled_graphs_are_those_of_the_bare_training(recorder, what):
     def train():
         X, y = data()
-        model = net()
+        # torch.compile leaves the frames of its own layers alone.
+        model = Net() if what == "model in place" else net()
 
         def whole(X, y):
             return F.mse_loss(model(X), y)
 
-        compiled = torch.compile(model if what == "model" else whole, backend="aot_eager")
+        if what == "model in place":
+            model.compile(backend="aot_eager")
+            compiled = model
+        else:
+            compiled = torch.compile(model if what == "model" else whole, backend="aot_eager")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         losses = []
         for _ in range(3):
             optimizer.zero_grad()
-            loss = F.mse_loss(compiled(X), y) if what == "model" else compiled(X, y)
+            loss = compiled(X, y) if what == "model and loss" else F.mse_loss(compiled(X), y)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -90,6 +105,43 @@ def test_compiled_graphs_are_those_of_the_bare_training(recorder, what):
     run = recorder.run()
     assert recorder.history(run, "loss") == list(enumerate(bare[0]))
     assert run.data.params.get("wrapped_in") == ("torch.compile" if what == "model" else None)
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "inside of DataParallel", "other"])
+def test_signature_and_autocast_where_torch_compile_is_in_use(recorder, how):
+    recorder.start()
+    torch._dynamo.reset()
+    X, y = data()
+    model = compiled = Net()
+    if how == "in place":
+        model.compile(backend="eager")
+    elif how == "other":
+        torch.compile(Net(), backend="eager")(X)
+    else:
+        compiled = torch.compile(model, backend="eager")
+    if how == "inside of DataParallel":
+        compiled = nn.DataParallel(compiled)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    classes = nn.Module, torch._dynamo.eval_frame.OptimizedModule, Net
+    before = [vars(each).get("__call__") for each in classes]
+    called = vars(model).get("_compiled_call_impl")
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.mse_loss(compiled(X).float(), y)
+        loss.backward()
+        optimizer.step()
+    # What was looked through for one iteration is as it was.
+    assert [vars(each).get("__call__") for each in classes] == before
+    assert vars(model).get("_compiled_call_impl") is called
+    autolog.disable()
+    torch._dynamo.reset()
+    assert recorder.run().data.params["autocast"] == "bfloat16"
+    (logged,) = recorder.models()
+    signature = mlflow.models.get_model_info(logged.model_uri).signature
+    assert signature.inputs.to_dict() == [
+        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": (-1, 4)}},
+    ]
 
 
 def test_whole_compiled_step_trains_as_bare_and_records_what_is_certain(recorder):
