@@ -95,7 +95,8 @@ def _features(matrix: Any, rows: int, columns: int) -> str:
     part = matrix.slice(picked, allow_groups=True)
     data = part.get_data()
     content = _hash(b"".join(values.tobytes() for values in (data.indptr, data.indices, data.data)))
-    return content + _sample(part.get_label()) + _sample(part.get_weight())
+    # Else they are looked at in all rows.
+    return content if rows <= _LABELS else content + _sample(part.get_label()) + _sample(part.get_weight())
 
 
 def _sample(values: Any) -> str:

@@ -161,7 +161,7 @@ def in_effect(booster: Any) -> dict[str, str]:
             if value is not None:
                 found[name] = found[other] = value
     known = {name for name, others in _EFFECTIVE.items() for name in (name, *others)}
-    return {name: value for name, value in found.items() if name in known}
+    return {name: _shortest(value) for name, value in found.items() if name in known}
 
 
 def defaults(effective: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
@@ -178,7 +178,7 @@ def _collect(section: Mapping[str, Any], found: dict[str, str]) -> None:
         if isinstance(value, Mapping):
             _collect(value, found)
         elif isinstance(value, str):
-            found.setdefault(name, _shortest(value))
+            found.setdefault(name, value)
 
 
 def _shortest(text: str) -> str:
