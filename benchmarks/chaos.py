@@ -107,9 +107,10 @@ def interrupted(trial: Trial) -> None:
     trial.until_step(trial.random.randrange(trial.span // 20, trial.span))
     assert trial.process is not None
     trial.process.send_signal(signal.SIGINT)
-    # What PyTorch does at exit makes it 1 in a bare training, too, where it was imported before us: CPython forgets an
-    # interrupt when any text is executed after it.
-    trial.ended(-signal.SIGINT, 1 if trial.framework == "torch" else -signal.SIGINT)
+    # Bare trainings end with 1, too. What PyTorch does at exit makes it that where it was imported before us: CPython
+    # forgets an interrupt when any text is executed after it. Py4J raises an error of its own instead of the
+    # interrupt where that comes while it opens a connection.
+    trial.ended(-signal.SIGINT, 1 if trial.framework in ("torch", "pyspark") else -signal.SIGINT)
     trial.closed_within(CLOSED)
     trial.check("KILLED")
 
