@@ -140,8 +140,9 @@ def watch_signals(folder: Path) -> None:
     """Have SIGTERM and SIGHUP leave a file in the spool `folder` before they end the process as ever.
 
     By faulthandler, whose handler is C: it needs no interpreter, so that a process deep in native code dies as promptly
-    as without it, by the same signal, and the file says where it was. A signal that the program handles or ignores is
-    left alone.
+    as without it, by the same signal, and the file says where it was: the thread that got the signal, which is the main
+    one where that exists still. Of other threads, which go on running meanwhile, frames may be gone while they are
+    read, and the process would end by a segmentation fault. A signal that the program handles or ignores is left alone.
     """
     import faulthandler
 
@@ -151,7 +152,7 @@ def watch_signals(folder: Path) -> None:
             continue
         file = (folder / f"{name}.txt").open("wb", buffering=0)
         _files.append(file)
-        faulthandler.register(number, file=file, all_threads=True, chain=True)
+        faulthandler.register(number, file=file, all_threads=False, chain=True)
 
 
 def forget_signals() -> None:

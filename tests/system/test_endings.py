@@ -105,6 +105,45 @@ def test_a_signal_ends_native_code_at_once_and_the_run_is_killed(sent: signal.Si
     assert "train.py" in traceback_of(place, run)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_signal_ends_a_process_whose_threads_are_busy_by_that_signal(place) -> None:
+    """Not by a segmentation fault, as looking at the frames of threads that run meanwhile would in one of thirty."""
+    code = """
+    import os, random, signal, threading, time
+    from collections import Counter
+    from pathlib import Path
+    from autolog import endings
+
+    def calls(depth):
+        return calls(depth - 1) + (lambda x: x)(1) if depth else 0
+
+    def busy():
+        while True:
+            calls(60)
+            eval("calls(5)")
+
+    random.seed(0)
+    ends = Counter()
+    for turn in range(100):
+        readable, writable = os.pipe()
+        child = os.fork()
+        if not child:
+            endings.watch_signals(Path("."))
+            for _ in range(3):
+                threading.Thread(target=busy, daemon=True).start()
+            os.write(writable, b"!")
+            time.sleep(30)
+        os.read(readable, 1)
+        os.close(readable), os.close(writable)
+        time.sleep(random.random() / 50)
+        os.kill(child, signal.SIGTERM)
+        ends[os.WTERMSIG(os.waitpid(child, 0)[1])] += 1
+        assert "in <module>" in Path("SIGTERM.txt").read_text()
+    assert ends == {signal.SIGTERM: 100}, ends
+"""
+    place.run(place.script(code))
+
+
 def test_a_program_that_handles_sigterm_itself_ends_as_it_says(place) -> None:
     code = """
     import signal
