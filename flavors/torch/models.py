@@ -192,7 +192,7 @@ def _wrappers(held: Any) -> Iterator[str]:
 def _arguments(scheduler: Any) -> dict[str, Any]:
     """Return the arguments that a scheduler was made with, as far as it keeps them as numbers or texts."""
     names = list(inspect.signature(type(scheduler).__init__).parameters)
-    kept = {name: vars(scheduler).get(name) for name in names if name != "last_epoch"}
+    kept = {name: vars(scheduler).get(name) for name in names if name not in ("last_epoch", "verbose")}
     return {f"lr_scheduler.{name}": value for name, value in kept.items() if type(value) in (int, float, str, bool)}
 
 

@@ -2,7 +2,7 @@
 
 ``Module.__call__`` is replaced for that one iteration. A forward hook on the user's module would be found in what the
 user saves or copies in between, and a global forward hook disables torch's fast path and recompiles compiled modules.
-Where torch.compile is in use, guards may look at ``Module.__call__``. Then the user's class gets a ``__call__`` of its
+Where torch.compile is in use, guards may look at ``Module.__call__``. Then the model's class gets a ``__call__`` of its
 own instead, and of a compiled module what stands in front of its code is replaced: ``OptimizedModule.__call__``, or
 after ``model.compile()`` its own ``_compiled_call_impl``, which torch itself leaves out of copies and pickles.
 """
@@ -88,10 +88,7 @@ def _places(module: Module) -> list[_Place]:
         return [(torch.nn.Module, "__call__")]
     from torch._dynamo.eval_frame import OptimizedModule
 
-    places: list[_Place] = [(OptimizedModule, "__call__")]
-    if not type(module).__module__.startswith("torch."):
-        places.append((type(module), "__call__"))
-    return places
+    return [(OptimizedModule, "__call__"), (type(module), "__call__")]
 
 
 def _replace(owner: Any, name: str) -> None:

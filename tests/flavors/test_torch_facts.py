@@ -107,22 +107,22 @@ def test_compiled_graphs_are_those_of_the_bare_training(recorder, what):
     assert run.data.params.get("wrapped_in") == ("torch.compile" if what == "model" else None)
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place", "inside of DataParallel", "other"])
+@pytest.mark.parametrize("how", ["wrapped", "in place", "inside of DataParallel", "other", "other of torch's own"])
 def test_signature_and_autocast_where_torch_compile_is_in_use(recorder, how):
     recorder.start()
     torch._dynamo.reset()
     X, y = data()
-    model = compiled = Net()
+    model = compiled = net() if "own" in how else Net()
     if how == "in place":
         model.compile(backend="eager")
-    elif how == "other":
-        torch.compile(Net(), backend="eager")(X)
+    elif "other" in how:
+        torch.compile(copy.deepcopy(model), backend="eager")(X)
     else:
         compiled = torch.compile(model, backend="eager")
     if how == "inside of DataParallel":
         compiled = nn.DataParallel(compiled)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    classes = nn.Module, torch._dynamo.eval_frame.OptimizedModule, Net
+    classes = nn.Module, torch._dynamo.eval_frame.OptimizedModule, Net, nn.Sequential
     before = [vars(each).get("__call__") for each in classes]
     called = vars(model).get("_compiled_call_impl")
     for _ in range(3):
