@@ -16,6 +16,10 @@ from autolog.records import Record
 
 Job = Callable[[], Sequence[Record]]
 
+#: Seconds that a job which is not quick is left lying, unless somebody waits for it. The call that asked for it is
+#: just about to return, and would stand in line for the interpreter each time it lets go of it.
+GRACE = 0.005
+
 
 class Worker:
     """Does jobs of runs. note: called with each record that a job returns, on the worker's thread."""
@@ -34,6 +38,8 @@ class Worker:
         self._asked: dict[str, int] = {}
         self._read: dict[str, int] = {}
         self._changed = threading.Condition()
+        #: How many threads wait for all jobs.
+        self._waiting = 0
 
     def later(self, run: str, what: str, job: Job, *, quick: bool = False) -> None:
         """Do `job` soon and note the records that it returns; never blocks.
@@ -70,20 +76,29 @@ class Worker:
         waiting: called with None now and then meanwhile.
         """
         with self._changed:
-            while self._outstanding:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._changed.wait(left if waiting is None else min(left, 0.1))
-                if waiting is not None:
-                    waiting(None)
+            self._waiting += 1
+            self._changed.notify_all()
+            try:
+                while self._outstanding:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return False
+                    self._changed.wait(left if waiting is None else min(left, 0.1))
+                    if waiting is not None:
+                        waiting(None)
+            finally:
+                self._waiting -= 1
         return True
 
     def _work(self, quick: bool) -> None:
+        asked = self._queues[quick]
         while True:
-            run, what, job, before = self._queues[quick].get()
+            idle = asked.empty()
+            run, what, job, before = asked.get()
             if not quick:
                 with self._changed:
+                    if idle:
+                        self._changed.wait_for(lambda: self._waiting, GRACE)
                     while self._read.get(run, 0) < before:
                         self._changed.wait()
             for record in guard.run(what, job) or ():
