@@ -2,9 +2,9 @@
 
     python worker.py WORKLOAD bare|ours|mlflow
 
-Reads lines from standard input: ``work`` times one call, ``numbers`` waits until its runs are finished in the store,
-with all but their pictures, ``settle`` until these are there, too. Answers with one number (seconds) a line on the
-original standard output.
+Reads lines from standard input: ``work`` times one call, ``reference`` one of what the goal refers to, ``numbers``
+waits until its runs are finished in the store, with all but their pictures, ``settle`` until these are there, too.
+Answers with one number (seconds) a line on the original standard output.
 """
 
 from __future__ import annotations
@@ -57,12 +57,16 @@ def main() -> None:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         importlib.import_module(f"mlflow.{workload.mlflow}").autolog(silent=True)
     work = workload.prepare()
+    reference = workload.reference() if workload.reference is not None and recorder == "bare" else None
     runs = 0
     for line in sys.stdin:
         gc.collect()
         start = time.perf_counter()
         if line.strip() == "work":
             work()
+        elif line.strip() == "reference":
+            assert reference is not None
+            reference()
         elif line.strip() == "numbers":
             runs = finished(runs)
         elif recorder == "ours":
