@@ -55,6 +55,7 @@ def arm(module: Module, found: Found) -> None:
 
     if isinstance(module, torch.jit.ScriptModule):
         return
+    disarm(module)  # It may have been compiled since: then other places are looked at than before.
     with _lock:
         places = _places(module)
         _armed[id(module)] = (module, found, places)
@@ -99,12 +100,15 @@ def _replace(owner: Any, name: str) -> None:
     compiling = torch.compiler.is_compiling
     # What a module holds itself is called without the module.
     of_module = not isinstance(owner, type)
+    compiled = not of_module and owner.__name__ == "OptimizedModule"
 
     def call(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
-        if not compiling():
-            called, given = (owner, args) if of_module else (args[0], args[1:])
-            guard.run("infer the model's signature", _look, called, given, kwargs, output)
+        called = owner if of_module else args[0]
+        # Every layer comes by here, as long as the model has not.
+        if not compiling() and (compiled or id(called) in _armed):
+            given = args if of_module else args[1:]
+            guard.run("infer the model's signature", _see, called, given, kwargs, output)
         return output
 
     _replaced[id(owner)] = (known, call)
@@ -121,17 +125,12 @@ def _restore(owner: Any, name: str) -> None:
         setattr(owner, name, known)
 
 
-def _look(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+def _see(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
     import torch
 
     module = unwrap(called, torch.nn.Module)
-    if id(module) in _armed and module.training and torch.is_grad_enabled():
-        _see(module, args, kwargs, output)
-
-
-def _see(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
     armed = _armed.get(id(module))
-    if armed is None or armed[0] is not module:
+    if armed is None or armed[0] is not module or not (module.training and torch.is_grad_enabled()):
         return
     disarm(module)
     made = guard.run("infer the model's signature", lambda: _signature(module, args, kwargs, output))
