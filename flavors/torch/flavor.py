@@ -111,7 +111,7 @@ class TorchFlavor(Flavor):
         tensor_backward = torch.Tensor.backward.__code__
         threads = recorder.threads
         mutes, muted = scope.mutes, scope.is_muted
-        run, frame_at, see, tensor_class = guard.run, sys._getframe, Series.see, torch.Tensor
+        run, frame_at, tensor_class = guard.run, sys._getframe, torch.Tensor
 
         @functools.wraps(original)
         def backward(
@@ -134,20 +134,30 @@ class TorchFlavor(Flavor):
                 return
             pending = threads.pending
             series = pending.series
-            kept = None
+            kept = 0
             # In front of it, since it frees the graph. A backward inside a backward recomputes activations; that is
             # never at a line that is known for its losses.
-            if series is not None and not pending.count and type(tensors) is tensor_class:
+            if (
+                series is not None
+                and series.kept is None
+                and not pending.count
+                and type(tensors) is tensor_class
+                and tensors.is_cpu
+            ):
                 try:
-                    kept = run("record a loss", see, series, tensors, frame_at(2))
-                except ValueError:
-                    kept = None  # Nobody called who called this.
+                    caller = frame_at(2)
+                    if caller.f_lasti == series.offset and caller.f_code is series.code:
+                        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
+                        series.kept = tensors.item()
+                        kept = 1
+                except (ValueError, RuntimeError):
+                    pass  # Nobody called who called this; or it has several elements.
             if not kept and inside_backward() == -1:
-                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward)
+                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward) or 0
             try:
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             except BaseException:
-                pending.forget(kept or 0)
+                pending.forget(kept)
                 raise
 
         self._replace(torch.autograd, "backward", original, backward)

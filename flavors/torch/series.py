@@ -13,7 +13,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import CodeType, FrameType
+    from types import CodeType
 
     from autolog.records import Block
     from autolog.run import Run
@@ -29,17 +29,17 @@ class Series:
     """
 
     __slots__ = (
-        "_code",
         "_due",
         "_first",
         "_left",
-        "_offset",
         "_run",
         "block",
+        "code",
         "counted",
         "kept",
         "names",
         "number",
+        "offset",
         "rows",
         "site",
         "width",
@@ -58,8 +58,9 @@ class Series:
         self.counted = step
         self.number = 0
         self.site: Site | None = None
-        self._code: CodeType | None = None
-        self._offset = -1
+        #: Where `site` calls ``Tensor.backward``; None where it calls something else.
+        self.code: CodeType | None = None
+        self.offset = -1
         #: Until when, in milliseconds, and for how many updates there is nothing to do but to add a row.
         self._due = 0.0
         self._left: int | None = None
@@ -71,32 +72,15 @@ class Series:
     def expect(self, number: int, site: Site, due: float, left: int | None) -> None:
         """Say that the next updates of optimizer `number` are like the last, until `due` or so many updates later."""
         self.number, self.site, self._due, self._left = number, site, due, left
-        self._code, self._offset = (site.code, site.offset) if site.direct else (None, -1)
+        self.code, self.offset = (site.code, site.offset) if site.direct else (None, -1)
 
     def expect_nothing(self) -> None:
         """Say that the next update is not like the last."""
-        self.number, self.site, self._code, self.kept = 0, None, None, None
+        self.number, self.site, self.code, self.kept = 0, None, None, None
 
     def look_soon(self) -> None:
         """Say that there is more to do at the next update."""
         self._due = 0.0
-
-    def see(self, tensor: Any, caller: FrameType) -> int:
-        """Keep a loss, if it is the first of its step and at the line of the last; return how many were kept.
-
-        tensor: a ``torch.Tensor``, of no subclass. caller: of what called ``torch.autograd.backward``, which is
-        ``Tensor.backward`` if it is at that line.
-        """
-        if (
-            caller.f_lasti != self._offset
-            or caller.f_code is not self._code
-            or self.kept is not None
-            or not tensor.is_cpu
-        ):
-            return 0
-        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
-        self.kept = tensor.item()
-        return 1
 
     def step(self, optimizer: Any, pending: Pending) -> bool:
         """Record an update like the last: one loss, learning rates, perhaps a norm; return False where it is not."""
