@@ -23,11 +23,12 @@ from pathlib import Path
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
-WARM_UP = 2
+#: Turns of each process that do not count: by then the sender, too, has made its first runs.
+WARM_UP = 4
 #: How many processes of MLflow's own autologging share its turns.
 MLFLOW_PROCESSES = 3
 #: Rows that are scripts, below; the others are workloads.
-ALONE = ("import", "point", "pyspark-save")
+ALONE = ("import", "point", "torch-step", "torch-2ms", "pyspark-save")
 
 IMPORT_OURS = """
 import time; start = time.perf_counter()
@@ -192,6 +193,28 @@ def alone(title: str, goal: str, ours: str, theirs: str, repeat: int, with_mlflo
     return row
 
 
+def step(name: str, title: str, goal: str, repeat: int, folder: Path) -> dict:
+    """Measure what recording adds to a step, in one process: see ``steps.py``."""
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(HERE / "steps.py"), name, str(repeat)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env=environ(folder),
+    )
+    bare, added, beside = (float(word) for word in done.stdout.split())
+    return {
+        "title": title,
+        "goal": f"{goal}; {show(beside)} in another thread",
+        "beside": beside,
+        "bare": bare,
+        "ours": bare + added,
+        "added": added,
+    }
+
+
 def show(seconds: float | str | None) -> str:
     if not isinstance(seconds, float):
         return "-"
@@ -247,6 +270,12 @@ def main() -> None:
                 title = "one record of 3 metric points, training thread"
                 repeat = options.repeat or 5
                 row = alone(title, "<= 3 us", POINT_OURS, POINT_MLFLOW, repeat, with_mlflow, folder)
+            elif name == "torch-step":
+                title = "a step of a plain torch loop, 64-128-1 MLP"
+                row = step(name, title, "<= 10 us added", options.repeat or 1500, folder / name)
+            elif name == "torch-2ms":
+                title = "a step of a plain torch loop, 64-512-1 MLP"
+                row = step(name, title, "<= 1 % added", options.repeat or 1500, folder / name)
             elif name == "pyspark-save":
                 title = "full record of a penguin Pipeline, beyond model.save"
                 row = alone(title, "<= 500 ms", RECORD_IN_SPARK, "", options.repeat or 1, False, folder)

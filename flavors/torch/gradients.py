@@ -1,6 +1,7 @@
 """The norm of the gradients: what the user's own clipping computed, else measured now and then.
 
-Measuring takes at most a hundredth of the training's time. It launches a few kernels on a device and waits for none;
+Measuring takes at most a hundredth of the training's time, and is as rare as a curve of that length needs it: ten times
+a second at first, twice a second after some seconds. It launches a few kernels on a device and waits for none;
 gradients that are spread over processes are left alone, as their norm takes all of them together.
 """
 
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-#: Milliseconds between two measurements at least, and how many times longer the training in between must take.
-_APART, _SHARE = 100, 100.0
+#: Milliseconds between two measurements, at first and later, in between a part of what the training has taken; and how
+#: many times longer than a measurement the training in between must take.
+_APART, _LATER, _PART, _SHARE = 100.0, 500.0, 0.1, 100.0
 
 
 class Sampler:
     """When to measure the gradients of one optimizer. due: time of the next measurement, in milliseconds."""
 
-    __slots__ = ("due",)
+    __slots__ = ("_began", "due")
 
     def __init__(self, optimizer: Optimizer) -> None:
+        #: Time of the first measurement.
+        self._began: int | None = None
         # torch's own leave the gradients as they were; others may write into them.
         self.due = 0.0 if type(optimizer).__module__.partition(".")[0] == "torch" else float("inf")
 
@@ -44,7 +48,10 @@ class Sampler:
         with torch.no_grad():
             norms = torch._foreach_norm(gradients)
             norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.due = at + max(_APART, (time.perf_counter() - started) * 1000 * _SHARE)
+        if self._began is None:
+            self._began = at
+        apart = min(max(_APART, (at - self._began) * _PART), _LATER)
+        self.due = at + max(apart, (time.perf_counter() - started) * 1000 * _SHARE)
         return norm
 
 

@@ -1,0 +1,98 @@
+"""What recording adds to a step of a training that goes on, in one process.
+
+    python steps.py torch|torch-2ms [TURNS]
+
+Two processes that do the very same differ by more than what is asked for here, by where their memory came to lie, and
+so does one process from a second to the next. So one process trains on and on, and what ``autolog()`` has put into
+torch is taken out and put back every 20 ms. Prints the seconds of a bare step and those that recording adds, medians of
+all turns, and the processor time of the thread that writes it down, per step: that works beside bare and recorded steps
+alike. What a training costs once is in none of them: the whole trainings of ``bench.py torch`` have that.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from typing import Any
+
+from workloads import TORCH_SIZES, torch_step
+
+import autolog
+
+#: Seconds of each turn.
+BLOCK = 0.02
+#: Steps in front of it that are not timed.
+WARM = 2
+
+
+class Switch:
+    """Takes what autolog has put into torch out and puts it back."""
+
+    def __init__(self) -> None:
+        import torch
+        from torch.optim import optimizer
+
+        self._hooks = [optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks]
+        functional = torch.nn.functional
+        self._places = [
+            (torch.autograd, "backward"),
+            (torch.optim.Optimizer, "zero_grad"),
+            *((functional, name) for name in dir(functional) if callable(getattr(functional, name))),
+        ]
+        self._bare = [getattr(owner, name) for owner, name in self._places]
+        self._ours: list[Any] = []
+        self._our_hooks: list[dict[Any, Any]] = []
+
+    def learn(self) -> None:
+        """Note what is there now as autolog's."""
+        now = [
+            (owner, name, getattr(owner, name), bare)
+            for (owner, name), bare in zip(self._places, self._bare, strict=True)
+        ]
+        # Only those: what is put anywhere has the interpreter look things up anew that it had found before.
+        replaced = [(owner, name, ours, bare) for owner, name, ours, bare in now if ours is not bare]
+        self._places = [(owner, name) for owner, name, _, _ in replaced]
+        self._ours, self._bare = [ours for _, _, ours, _ in replaced], [bare for _, _, _, bare in replaced]
+        self._our_hooks = [dict(hooks) for hooks in self._hooks]
+        assert all(self._our_hooks)
+        assert len(replaced) > 2
+
+    def put(self, recording: bool) -> None:
+        """Have the next steps be recorded, or bare."""
+        for (owner, name), made in zip(self._places, self._ours if recording else self._bare, strict=True):
+            setattr(owner, name, made)
+        for hooks, ours in zip(self._hooks, self._our_hooks, strict=True):
+            hooks.clear()
+            if recording:
+                hooks.update(ours)
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    turns = int(sys.argv[2]) if len(sys.argv) > 2 else 1500
+    switch = Switch()
+    autolog.autolog()
+    step = torch_step(*TORCH_SIZES[sys.argv[1]])
+    switch.learn()
+
+    def block(recording: bool, steps: int) -> float:
+        switch.put(recording)
+        step(WARM)
+        start = time.perf_counter()
+        step(steps)
+        return (time.perf_counter() - start) / steps
+
+    steps = int(BLOCK / block(True, 500)) + 1
+    took: dict[bool, list[float]] = {False: [], True: []}
+    beside = time.process_time() - time.thread_time()
+    for _ in range(turns):
+        for recording in random.sample([False, True], 2):
+            took[recording].append(block(recording, steps))
+    beside = (time.process_time() - time.thread_time() - beside) / (2 * turns * (steps + WARM))
+    added = statistics.median(ours - bare for bare, ours in zip(took[False], took[True], strict=True))
+    print(statistics.median(took[False]), added, beside)
+
+
+main()
