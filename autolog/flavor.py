@@ -113,9 +113,19 @@ class Flavor:
         wrapper = patching.training(self.name, hook, opens=opens, joins=joins)
         patching.install(self._stack, owner, name, wrapper, rebind=rebind, also=also)
 
-    def wrap_call(self, owner: Any, name: str, hook: Hook, *, rebind: bool = False, also: tuple[str, ...] = ()) -> None:
+    def wrap_call(
+        self,
+        owner: Any,
+        name: str,
+        hook: Hook,
+        *,
+        inside: bool = True,
+        rebind: bool = False,
+        also: tuple[str, ...] = (),
+    ) -> None:
         """Wrap ``owner.name`` as a call to look at: see :func:`autolog.patching.observing`."""
-        patching.install(self._stack, owner, name, patching.observing(self.name, hook), rebind=rebind, also=also)
+        wrapper = patching.observing(self.name, hook, inside=inside)
+        patching.install(self._stack, owner, name, wrapper, rebind=rebind, also=also)
 
     def follow_subclasses(self, base: Any, patch: Callable[[type], object]) -> None:
         """Call `patch` with every subclass of `base`: those that exist, and while patched those defined later.

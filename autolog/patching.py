@@ -146,10 +146,6 @@ class Wrapper(wrapt.FunctionWrapper[Any, Any]):
         return self
 
 
-def _is_enabled() -> bool:
-    return runtime.enabled
-
-
 def install(
     stack: ExitStack,
     owner: Any,
@@ -170,7 +166,7 @@ def install(
         _install_in_cell(stack, owner, name, wrapper)
         return
     original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
-    made = Wrapper(original, wrapper, enabled=_is_enabled)
+    made = Wrapper(original, wrapper)
     made._self_name = name
     setattr(owner, name, made)
     stack.callback(_uninstall, owner, name, made)
@@ -186,7 +182,7 @@ def install(
 
 def _install_in_cell(stack: ExitStack, cell: CellType, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -> None:
     original = cell.cell_contents
-    made = Wrapper(original, wrapper, enabled=_is_enabled)
+    made = Wrapper(original, wrapper)
     made._self_name = name
     cell.cell_contents = made
 
@@ -281,11 +277,16 @@ def _key_of(value: object, names: Mapping[str, object]) -> str | None:
 # -- drivers --------------------------------------------------------------------------------------------------------
 
 
-def observing(flavor: str, hook: Hook) -> Callable[[Any, Any, Any, Any], Any]:
-    """Return a wrapper that drives `hook` around a call which opens no run of its own."""
+def observing(flavor: str, hook: Hook, *, inside: bool = True) -> Callable[[Any, Any, Any, Any], Any]:
+    """Return a wrapper that drives `hook` around a call which opens no run of its own.
+
+    inside: whether a training call of this flavor's own may make it for the user. Else it is left alone there, which a
+    search does hundreds of times.
+    """
 
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        if not runtime.recording():
+        outer = None if inside else scope.current()
+        if (outer is not None and outer.flavor == flavor) or not runtime.recording():
             return wrapped(*args, **kwargs)
         call = Call(wrapped, instance, args, dict(kwargs), _no_run)
         return _drive(flavor, hook, call)
@@ -314,13 +315,11 @@ def training(
     """
 
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        if not runtime.recording():
-            return wrapped(*args, **kwargs)
         outer = scope.current()
-        if outer is not None:
-            run = outer.run
-            if run is None or joins is None:
-                return wrapped(*args, **kwargs)
+        run = outer.run if outer is not None else None
+        if (outer is not None and (run is None or joins is None)) or not runtime.recording():
+            return wrapped(*args, **kwargs)
+        if outer is not None and run is not None and joins is not None:
             call = Call(wrapped, instance, args, dict(kwargs), lambda: run)
             call.scope = outer
             if not guard.run(f"see whose {flavor} call this is", joins, call, outer):

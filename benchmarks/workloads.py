@@ -196,7 +196,7 @@ WORKLOADS = {
             "sklearn",
             "LogisticRegression(max_iter=50).fit, breast cancer",
             logistic_regression,
-            15,
+            60,
             mlflow="sklearn",
             goal="<= 4 ms added, readable <= 150 ms later",
         ),
@@ -204,7 +204,7 @@ WORKLOADS = {
             "sklearn-search",
             "GridSearchCV of 20 candidates, breast cancer",
             grid_search,
-            12,
+            60,
             mlflow="sklearn",
             goal="<= 20 ms added",
         ),
@@ -218,7 +218,7 @@ WORKLOADS = {
             goal="<= 2 passes + 5 ms added",
         ),
         Workload(
-            "xgboost", "xgb.train, 1000 rounds, 2 metrics", xgb_train, 12, mlflow="xgboost", goal="<= 1 % + 5 ms added"
+            "xgboost", "xgb.train, 1000 rounds, 2 metrics", xgb_train, 60, mlflow="xgboost", goal="<= 1 % + 5 ms added"
         ),
         Workload("torch", f"plain torch loop, {TORCH_STEPS} steps of a 64-128-1 MLP", torch_loop, 12),
         Workload(

@@ -59,9 +59,9 @@ class SklearnFlavor(Flavor):
             self.wrap_training(cls, "partial_fit", self._steps.partial_fit, opens=estimators.opens_run)
         for name in _PREDICTS:
             if name in own:
-                self.wrap_call(cls, name, predictions.predict)
+                self.wrap_call(cls, name, predictions.predict, inside=False)
         if hasattr(own.get("score"), "__get__"):
-            self.wrap_call(cls, "score", predictions.score)
+            self.wrap_call(cls, "score", predictions.score, inside=False)
 
     def _fit(self, call: Call) -> Generator[None, Any, None]:
         self._steps.fitted_anew(call.instance)
@@ -83,14 +83,14 @@ class SklearnFlavor(Flavor):
                 continue
             cell = post_training.cell_of(function)
             if cell is not None:
-                self.wrap_call(cell, name, predictions.metric)
+                self.wrap_call(cell, name, predictions.metric, inside=False)
             else:
-                self.wrap_call(module, name, predictions.metric, rebind=True, also=(function.__module__,))
+                self.wrap_call(module, name, predictions.metric, inside=False, rebind=True, also=(function.__module__,))
         self.when_imported("sklearn.metrics._scorer", self._patch_scorers)
 
     def _patch_scorers(self, module: ModuleType) -> None:
         for cls, name, hook in post_training.scorers(module):
-            self.wrap_call(cls, name, hook)
+            self.wrap_call(cls, name, hook, inside=False)
 
     def finish(self, status: str, error: BaseException | None) -> None:
         """End the trainings by ``partial_fit`` that are still open."""
