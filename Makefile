@@ -54,9 +54,12 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x tests/test_architecture.py tests/core
 
 test: $(VENV)/.installed-test
-	@# Whole processes and servers beside the rest, in a process of their own: most of their time is waiting.
-	@$(BIN)/python -m pytest -q --durations=25 tests/system >$(VENV)/system-tests.log 2>&1 & system=$$!; \
-	$(BIN)/python -m pytest -q --durations=25 tests/test_architecture.py tests/test_docs.py tests/core tests/flavors; rest=$$?; \
+	@# Whole processes and servers beside the rest, in a process of their own: most of their time is waiting. All but the
+	@# examples, so that both take as long.
+	@$(BIN)/python -m pytest -q --durations=25 tests/system --ignore=tests/system/test_examples.py \
+	    >$(VENV)/system-tests.log 2>&1 & system=$$!; \
+	$(BIN)/python -m pytest -q --durations=25 tests/test_architecture.py tests/test_docs.py tests/core tests/flavors \
+	    tests/system/test_examples.py; rest=$$?; \
 	wait $$system; system=$$?; cat $(VENV)/system-tests.log; exit $$((rest || system))
 
 # -- figures ----------------------------------------------------------------------------------------------------------

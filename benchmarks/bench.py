@@ -23,8 +23,6 @@ from pathlib import Path
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
-#: Turns of each process that do not count: by then the sender, too, has made its first runs.
-WARM_UP = 4
 #: How many processes of MLflow's own autologging share its turns.
 MLFLOW_PROCESSES = 3
 #: Rows that are scripts, below; the others are workloads.
@@ -140,12 +138,12 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
         # What MLflow adds is far above what processes differ by.
         here = names if process < MLFLOW_PROCESSES else names[:2]
         workers = {name: Worker(workload, name, folder / f"{workload.name}-{name}-{process}") for name in here}
-        for turn in range(WARM_UP + repeat // processes + (process < repeat % processes)):
+        for turn in range(workload.warm_up + repeat // processes + (process < repeat % processes)):
             for name, worker in workers.items():
                 seconds = worker.ask("work")
                 read = worker.ask("numbers") if name == "ours" else 0.0
                 settled = read + worker.ask("settle") if name == "ours" else 0.0
-                if turn >= WARM_UP:
+                if turn >= workload.warm_up:
                     took[name].append(seconds / workload.units)
                     if name == "ours":
                         numbers.append(read)

@@ -24,6 +24,8 @@ class Workload:
     units: int = 1
     #: How many processes of each recorder share the turns.
     processes: int = 12
+    #: Turns of each process that do not count: by then the sender, too, has made its first runs.
+    warm_up: int = 4
     #: The framework's name where MLflow can autolog it; None where it has no capture at all.
     mlflow: str | None = None
     goal: str = ""
@@ -214,6 +216,7 @@ WORKLOADS = {
             million_rows,
             5,
             processes=1,
+            warm_up=2,
             mlflow="sklearn",
             goal="<= 2 passes + 5 ms added",
         ),
@@ -236,6 +239,7 @@ WORKLOADS = {
             spark_pipeline,
             9,
             processes=1,
+            warm_up=2,
             mlflow="pyspark.ml",
             goal="<= 50 ms added",
         ),
@@ -245,6 +249,7 @@ WORKLOADS = {
             spark_search,
             5,
             processes=1,
+            warm_up=2,
             mlflow="pyspark.ml",
             goal="<= 100 ms added",
         ),

@@ -160,3 +160,32 @@ def test_functions_of_scikit_learn_stay_the_objects_that_they_are(recorder):
     assert accuracy_score([0, 1], [0, 1]) == 1.0
     autolog.disable()
     assert accuracy_score([0, 1], [0, 0]) == 0.5
+
+
+class Judge(BaseEstimator, ClassifierMixin):
+    """An estimator of the user's own, whose fit scores another model."""
+
+    def __init__(self, other=None):
+        self.other = other
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        self.accuracy_ = accuracy_score(y, self.other.predict(X))
+        return self
+
+    def predict(self, X):
+        return self.other.predict(X)
+
+
+def test_what_a_fit_scores_is_its_own_and_no_metric_of_the_model_that_it_scores(recorder, iris):
+    X, y = iris
+    recorder.start(log_models=False)
+    other = DecisionTreeClassifier(max_depth=1).fit(X, y)
+    judge = Judge(other).fit(X, y)
+    value = accuracy_score(y, other.predict(X))
+    assert judge.accuracy_ == value
+    runs = {run.data.tags["estimator_name"]: run.data.metrics for run in recorder.runs()}
+    assert set(runs) == {"DecisionTreeClassifier", "Judge"}
+    after = [name for metrics in runs.values() for name in metrics if name.startswith("accuracy_score")]
+    assert after == ["accuracy_score_X"]
+    assert runs["DecisionTreeClassifier"]["accuracy_score_X"] == value
