@@ -56,6 +56,9 @@ for epoch in range(12):
 """
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 
+#: How many of MLflow's charts have a line.
+DRAWN = "document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length"
+
 START = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-US"]
 # As with a mouse that points at nothing: what appears under it is not shown.
 START += ["--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"]
@@ -81,8 +84,13 @@ def shoot(url: str, name: str, width: int, height: int, folder: Path, seconds: i
     shrink(raw, PICTURES / f"{name}.png")
 
 
-def shoot_charts(url: str, name: str, width: int, height: int, folder: Path, seconds: float = 30) -> None:
-    """Write a page whose parts load when they come into view, for which chromium's own screenshot does not wait."""
+def shoot_charts(
+    url: str, name: str, width: int, height: int, folder: Path, charts: int, patience: float = 180
+) -> None:
+    """Write a page of so many charts, which load when they come into view: chromium's own screenshot does not wait.
+
+    patience: seconds after which it is an error that they are not there.
+    """
     to_chromium, ours_out = os.pipe()
     ours_in, from_chromium = os.pipe()
     command = [*START, "--remote-debugging-pipe"]
@@ -117,7 +125,16 @@ def shoot_charts(url: str, name: str, width: int, height: int, folder: Path, sec
     try:
         target = ask("Target.createTarget", url=url)["targetId"]
         session = ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        time.sleep(seconds)
+        deadline = time.monotonic() + patience
+        drawn = 0
+        while drawn < charts:
+            if time.monotonic() > deadline:
+                sys.exit(f"{url} shows {drawn} charts after {patience:.0f} s, not {charts}")
+            time.sleep(1)
+            # Each chart is drawn on several layers; the first holds its axes and lines.
+            found = ask("Runtime.evaluate", session, expression=DRAWN, returnByValue=True)
+            drawn = int(found["result"].get("value") or 0)
+        time.sleep(2)
         image = ask("Page.captureScreenshot", session, format="png")["data"]
     finally:
         process.terminate()
@@ -228,9 +245,8 @@ def pages(address: str, store: str, folder: Path) -> None:
     base = f"{address}/#/experiments/{experiment.experiment_id}"
     shoot(f"{base}/models?workflowType=machine_learning", "models", 1700, 620, folder)
     (loop,) = client.search_runs([experiment.experiment_id], "tags.mlflow.source.name LIKE '%digits.py'")
-    shoot(
-        f"{base}/runs/{loop.info.run_id}/model-metrics?workflowType=machine_learning", "curves", 1700, 980, folder, 90
-    )
+    curves = f"{base}/runs/{loop.info.run_id}/model-metrics?workflowType=machine_learning"
+    shoot_charts(curves, "curves", 1700, 1120, folder, charts=6)
 
 
 if __name__ == "__main__":
