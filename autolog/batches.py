@@ -43,6 +43,11 @@ class Batch:
         #: Whether the metrics may be in the store already.
         self.uncertain = False
 
+    @property
+    def full(self) -> bool:
+        """Whether one request can take no more."""
+        return len(self.metrics) + len(self.params) + len(self.tags) >= BATCH_ALL
+
 
 class Names:
     """The keys of one run as MLflow takes them, such that two that differ only in what it does not take stay two."""
@@ -82,19 +87,20 @@ class RunBatches:
         #: The keys of its metrics.
         self.metric_names = Names()
 
-    def send(self, batch: Batch) -> None:
-        """Send all of `batch`.
+    def send(self, batch: Batch, *, rest: bool = True) -> None:
+        """Send `batch`, which is empty then; rest: also the metrics that are left over from full requests.
 
-        Raises: what the store raises while it cannot be used; RunGoneError.
+        Raises: what the store raises while it cannot be used; RunGoneError. The batch is to be made anew then.
         """
         metrics = self._unsent(batch.metrics) if batch.uncertain else batch.metrics
         params = self._fit(batch.params)
         tags = [RunTag(clean_key(k), cut(clean_text(v), TAG_LIMIT)) for k, v in batch.tags.items()]
-        while metrics or params or tags:
+        while params or tags or (metrics if rest else len(metrics) >= BATCH_METRICS):
             now = (metrics[:BATCH_METRICS], params[:BATCH_PARAMS], tags[:BATCH_TAGS])
             now = (now[0][: BATCH_ALL - len(now[1]) - len(now[2])], now[1], now[2])
             self._log(*now)
             metrics, params, tags = metrics[len(now[0]) :], params[len(now[1]) :], tags[len(now[2]) :]
+        batch.metrics, batch.params, batch.tags = metrics, {}, {}
 
     def again(self, metrics: list[Metric]) -> None:
         """Send metrics as they are, in batches."""

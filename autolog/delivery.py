@@ -22,7 +22,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from autolog import attempts, endings, figures, guard
 from autolog.aside import Held, named
 from autolog.batches import (
-    BATCH_METRICS,
     Batch,
     RunBatches,
     RunGoneError,
@@ -56,6 +55,9 @@ from autolog.uris import absolute_uri, is_file_store, without_credentials
 LOOK_AHEAD = 5
 #: Records that are read at a time when something behind those that fail is looked for.
 PAGE = 2000
+#: What may come into the store before numbers and texts that were said before it: these wait to go together, as a
+#: request costs far more than what is in it. Anything else must find them there, or takes long.
+_BESIDE = (DatasetInput, DeclareModel, Derive, Figure, ModelFailed, Text)
 
 
 def transient(error: BaseException) -> bool:
@@ -257,11 +259,11 @@ class Delivery:
                 batch.params.update(record.values)
             else:
                 batch.tags.update(record.values)
-            if len(batch.metrics) >= BATCH_METRICS:
-                self._flush(record.run)
+            if batch.full:
+                self._flush(record.run, rest=False)
             return
-        # Anything else must find what was said before it in the store.
-        self._flush(record.run)
+        if not isinstance(record, _BESIDE):
+            self._flush(record.run)
         handler = self._HANDLERS[type(record)]
         # Only a derivation sends points itself; whether they may have been sent before is known here.
         more = {"uncertain": uncertain} if isinstance(record, Derive) else {}
@@ -400,8 +402,7 @@ class Delivery:
         points = Points(record.run, record.step, record.time, made.metrics, record.model, record.dataset)
         batch = self._batches.setdefault(record.run, Batch())
         batch.metrics.extend(self._metrics(points))
-        batch.uncertain = uncertain
-        self._flush(record.run)
+        batch.uncertain |= uncertain
         # For who says at the end what was recorded.
         known = json.loads(self._spool.meta(f"derived:{record.run}") or "{}")
         known |= {name: (record.step, value) for name, value in made.metrics.items()}
@@ -474,12 +475,14 @@ class Delivery:
                 run_id=run_id,
             )
 
-    def _flush(self, run: str) -> None:
+    def _flush(self, run: str, *, rest: bool = True) -> None:
         batch = self._batches.pop(run, None)
         if batch is None:
             return
         client, run_id, _ = self._where(run)
-        self._to(client, run_id).send(batch)
+        self._to(client, run_id).send(batch, rest=rest)
+        if batch.metrics:
+            self._batches[run] = batch
 
     def _to(self, client: MlflowClient, run_id: str) -> RunBatches:
         sender = self._senders.get(run_id)
