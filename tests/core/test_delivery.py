@@ -7,10 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 import autolog
 from autolog import runtime
 from autolog.batches import clean_key
+from autolog.delivery import Delivery
+from autolog.records import DatasetInput, EndRun, OpenRun, Params, Points, Tags, Text
+from autolog.spool import Spool
 from autolog.uris import absolute_uri, without_credentials
 
 
@@ -34,6 +38,40 @@ def test_every_value_arrives_with_its_step(recorder, run) -> None:
     stored = finished(recorder, run)
     assert recorder.history(stored, "loss") == [(step, step / 7) for step in range(2500)]
     assert recorder.history(stored, "lr") == [(step, 0.1) for step in range(2500)]
+
+
+def test_numbers_and_texts_go_in_as_few_requests_as_they_fit_in(recorder, monkeypatch, tmp_path: Path) -> None:
+    sent = []
+    log_batch = MlflowClient.log_batch
+
+    def count(client, run_id, metrics=(), params=(), tags=(), **settings) -> None:
+        sent.append((len(metrics), len(params), len(tags)))
+        log_batch(client, run_id, metrics, params, tags, **settings)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", count)
+    tmp_path.chmod(0o700)
+    (tmp_path / "blobs").mkdir()
+    spool = Spool(tmp_path)
+    points = [Points("r", step, step, {"loss": step / 7}) for step in range(1400)]
+    spool.append(
+        [
+            OpenRun("r", 0, recorder.store_uri, recorder.experiment, None, str(tmp_path)),
+            Params("r", {f"p{i}": str(i) for i in range(20)}),
+            DatasetInput("r", "X", "12345678", "code", "{}", None, None, "train"),
+            *points[:700],
+            Text("r", "notes.txt", "halfway"),
+            Tags("r", {"colour": "blue"}),
+            *points[700:],
+            EndRun("r", "FINISHED", 1400),
+        ]
+    )
+    Delivery(spool, own_process=False).send(spool.pending(2000))
+    spool.close()
+    assert sent == [(979, 20, 1), (421, 0, 0)]
+    stored = recorder.run()
+    assert recorder.history(stored, "loss") == [(step, step / 7) for step in range(1400)]
+    assert stored.data.params == {f"p{i}": str(i) for i in range(20)}
+    assert stored.data.tags["colour"] == "blue"
 
 
 def test_not_a_number_and_infinity(recorder, run) -> None:
