@@ -316,15 +316,17 @@ def training(
 
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         outer = scope.current()
-        run = outer.run if outer is not None else None
-        if (outer is not None and (run is None or joins is None)) or not runtime.recording():
-            return wrapped(*args, **kwargs)
-        if outer is not None and run is not None and joins is not None:
+        if outer is not None:
+            run = outer.run
+            if run is None or joins is None or not runtime.recording():
+                return wrapped(*args, **kwargs)
             call = Call(wrapped, instance, args, dict(kwargs), lambda: run)
             call.scope = outer
             if not guard.run(f"see whose {flavor} call this is", joins, call, outer):
                 return wrapped(*args, **kwargs)
             return _drive(flavor, hook, call)
+        if not runtime.recording():
+            return wrapped(*args, **kwargs)
         here = scope.Scope(flavor, instance)
         call = Call(wrapped, instance, args, dict(kwargs), lambda: _run_of(here))
         call.scope = here

@@ -25,8 +25,13 @@ from workloads import WORKLOADS, Workload
 HERE = Path(__file__).parent
 #: How many processes of MLflow's own autologging share its turns.
 MLFLOW_PROCESSES = 3
-#: Rows that are scripts, below; the others are workloads.
-ALONE = ("import", "point", "torch-step", "torch-2ms", "pyspark-save")
+#: Rows of ``steps.py``: title and goal.
+STEPS = {
+    "torch-step": ("a step of a plain torch loop, 64-128-1 MLP", "<= 10 us added"),
+    "torch-2ms": ("a step of a plain torch loop, 64-512-1 MLP", "<= 1 % added"),
+}
+#: Rows that are scripts; the others are workloads.
+ALONE = ("import", "point", *STEPS, "pyspark-save")
 
 IMPORT_OURS = """
 import time; start = time.perf_counter()
@@ -144,7 +149,7 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
                 read = worker.ask("numbers") if name == "ours" else 0.0
                 settled = read + worker.ask("settle") if name == "ours" else 0.0
                 if turn >= workload.warm_up:
-                    took[name].append(seconds / workload.units)
+                    took[name].append(seconds)
                     if name == "ours":
                         numbers.append(read)
                         settle.append(settled)
@@ -167,6 +172,14 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     return {"title": workload.title, "goal": goal, **medians}
 
 
+def printed(arguments: list[str], folder: Path) -> list[float]:
+    """Run a Python process in `folder`; return the numbers that it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=folder, env=environ(folder)
+    )
+    return [float(word) for word in done.stdout.split()]
+
+
 def alone(title: str, goal: str, ours: str, theirs: str, repeat: int, with_mlflow: bool, folder: Path) -> dict:
     """Compare two scripts that print seconds, each in fresh processes, taking turns."""
     took: dict[str, list[float]] = {"ours": [], "mlflow": []}
@@ -174,16 +187,9 @@ def alone(title: str, goal: str, ours: str, theirs: str, repeat: int, with_mlflo
         for name, code in (("ours", ours), ("mlflow", theirs)):
             if name == "mlflow" and not with_mlflow:
                 continue
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True,
-                text=True,
-                check=True,
-                cwd=folder,
-                env=environ(folder),
-            )
+            seconds, *_ = printed(["-c", code], folder)
             if turn:
-                took[name].append(float(done.stdout.split()[0]))
+                took[name].append(seconds)
     row = {"title": title, "goal": goal, "bare": 0.0, "ours": statistics.median(took["ours"])}
     row["added"] = row["ours"]
     if took["mlflow"]:
@@ -191,18 +197,11 @@ def alone(title: str, goal: str, ours: str, theirs: str, repeat: int, with_mlflo
     return row
 
 
-def step(name: str, title: str, goal: str, repeat: int, folder: Path) -> dict:
+def step(name: str, repeat: int, folder: Path) -> dict:
     """Measure what recording adds to a step, in one process: see ``steps.py``."""
+    title, goal = STEPS[name]
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(HERE / "steps.py"), name, str(repeat)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
-        env=environ(folder),
-    )
-    bare, added, beside = (float(word) for word in done.stdout.split())
+    bare, added, beside = printed([str(HERE / "steps.py"), name, str(repeat)], folder)
     return {
         "title": title,
         "goal": f"{goal}; {show(beside)} in another thread",
@@ -268,12 +267,8 @@ def main() -> None:
                 title = "one record of 3 metric points, training thread"
                 repeat = options.repeat or 5
                 row = alone(title, "<= 3 us", POINT_OURS, POINT_MLFLOW, repeat, with_mlflow, folder)
-            elif name == "torch-step":
-                title = "a step of a plain torch loop, 64-128-1 MLP"
-                row = step(name, title, "<= 10 us added", options.repeat or 1500, folder / name)
-            elif name == "torch-2ms":
-                title = "a step of a plain torch loop, 64-512-1 MLP"
-                row = step(name, title, "<= 1 % added", options.repeat or 1500, folder / name)
+            elif name in STEPS:
+                row = step(name, options.repeat or 1500, folder / name)
             elif name == "pyspark-save":
                 title = "full record of a penguin Pipeline, beyond model.save"
                 row = alone(title, "<= 500 ms", RECORD_IN_SPARK, "", options.repeat or 1, False, folder)

@@ -36,33 +36,29 @@ class Switch:
 
         self._hooks = [optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks]
         functional = torch.nn.functional
-        self._places = [
+        places = [
             (torch.autograd, "backward"),
             (torch.optim.Optimizer, "zero_grad"),
             *((functional, name) for name in dir(functional) if callable(getattr(functional, name))),
         ]
-        self._bare = [getattr(owner, name) for owner, name in self._places]
-        self._ours: list[Any] = []
+        self._before = [(owner, name, getattr(owner, name)) for owner, name in places]
+        #: (owner, name, what was there, autolog's).
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
         self._our_hooks: list[dict[Any, Any]] = []
 
     def learn(self) -> None:
         """Note what is there now as autolog's."""
-        now = [
-            (owner, name, getattr(owner, name), bare)
-            for (owner, name), bare in zip(self._places, self._bare, strict=True)
-        ]
+        now = [(owner, name, bare, getattr(owner, name)) for owner, name, bare in self._before]
         # Only those: what is put anywhere has the interpreter look things up anew that it had found before.
-        replaced = [(owner, name, ours, bare) for owner, name, ours, bare in now if ours is not bare]
-        self._places = [(owner, name) for owner, name, _, _ in replaced]
-        self._ours, self._bare = [ours for _, _, ours, _ in replaced], [bare for _, _, _, bare in replaced]
+        self._replaced = [each for each in now if each[2] is not each[3]]
         self._our_hooks = [dict(hooks) for hooks in self._hooks]
         assert all(self._our_hooks)
-        assert len(replaced) > 2
+        assert len(self._replaced) > 2
 
     def put(self, recording: bool) -> None:
         """Have the next steps be recorded, or bare."""
-        for (owner, name), made in zip(self._places, self._ours if recording else self._bare, strict=True):
-            setattr(owner, name, made)
+        for owner, name, bare, ours in self._replaced:
+            setattr(owner, name, ours if recording else bare)
         for hooks, ours in zip(self._hooks, self._our_hooks, strict=True):
             hooks.clear()
             if recording:

@@ -1,7 +1,6 @@
 """The work that is timed: ordinary training code that knows nothing of who records it.
 
-Each workload is a function that prepares its data once and returns the function to time. `units` says how many units
-of work (steps, points) one call does, where the figure of interest is per unit.
+Each workload is a function that prepares its data once and returns the function to time.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ class Workload:
     title: str
     prepare: Callable[[], Timed]
     repeat: int
-    units: int = 1
     #: How many processes of each recorder share the turns.
     processes: int = 12
     #: Turns of each process that do not count: by then the sender, too, has made its first runs.
