@@ -1,4 +1,4 @@
-"""Metrics, parameters and tags: brought into the form and the numbers that MLflow takes, and sent in batches.
+"""Metrics, parameters, tags and datasets: brought into the form and the numbers that MLflow takes, and sent in batches.
 
 Limits and field names are those of ``mlflow.utils.validation`` (MLflow 3): 250 characters a key, 6,000 a parameter,
 8,000 a tag (counted here as characters), 100 parameters or tags, 1,000 metrics and 1,000 entities a batch.
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from autolog import guard
@@ -40,6 +40,7 @@ class Batch:
         self.metrics: list[Metric] = []
         self.params: dict[str, str] = {}
         self.tags: dict[str, str] = {}
+        self.datasets: list[DatasetInput] = []
         #: Whether the metrics may be in the store already.
         self.uncertain = False
 
@@ -92,6 +93,8 @@ class RunBatches:
 
         Raises: what the store raises while it cannot be used; RunGoneError. The batch is to be made anew then.
         """
+        # First: metrics name the datasets that they belong to.
+        self._log_inputs(batch.datasets)
         metrics = self._unsent(batch.metrics) if batch.uncertain else batch.metrics
         params = self._fit(batch.params)
         tags = [RunTag(clean_key(k), cut(clean_text(v), TAG_LIMIT)) for k, v in batch.tags.items()]
@@ -100,7 +103,7 @@ class RunBatches:
             now = (now[0][: BATCH_ALL - len(now[1]) - len(now[2])], now[1], now[2])
             self._log(*now)
             metrics, params, tags = metrics[len(now[0]) :], params[len(now[1]) :], tags[len(now[2]) :]
-        batch.metrics, batch.params, batch.tags = metrics, {}, {}
+        batch.metrics, batch.params, batch.tags, batch.datasets = metrics, {}, {}, []
 
     def again(self, metrics: list[Metric]) -> None:
         """Send metrics as they are, in batches."""
@@ -118,6 +121,22 @@ class RunBatches:
         if is_gone(self._client, self._run_id):
             raise RunGoneError(self._run_id)
         self._halve(metrics, params, tags, sent.error)
+
+    def _log_inputs(self, datasets: list[DatasetInput]) -> None:
+        if not datasets:
+            return
+        sent = guard.attempt(self._client.log_inputs, self._run_id, datasets)
+        if sent.error is None:
+            return
+        if fault(sent.error) is not Fault.REFUSED:
+            raise sent.error
+        if is_gone(self._client, self._run_id):
+            raise RunGoneError(self._run_id)
+        if len(datasets) == 1:
+            self._lost(f"dataset {datasets[0].dataset.name!r} of run {self._run_id}", sent.error)
+        else:  # Something of one of them is refused.
+            for each in datasets:
+                self._log_inputs([each])
 
     def _halve(self, metrics: list[Metric], params: list[Param], tags: list[RunTag], error: BaseException) -> None:
         """Something in it is refused: find it, so that only that is lost."""

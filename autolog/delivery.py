@@ -55,9 +55,12 @@ from autolog.uris import absolute_uri, is_file_store, without_credentials
 LOOK_AHEAD = 5
 #: Records that are read at a time when something behind those that fail is looked for.
 PAGE = 2000
-#: What may come into the store before numbers and texts that were said before it: these wait to go together, as a
-#: request costs far more than what is in it. Anything else must find them there, or takes long.
-_BESIDE = (DatasetInput, DeclareModel, Derive, Figure, ModelFailed, Text)
+#: What may come into the store before numbers, texts and inputs that were said before it: these wait to go together, as
+#: a request costs far more than what is in it. Anything else must find them there, or takes long.
+_BESIDE = (DeclareModel, Derive, Figure, ModelFailed, Text)
+#: Bytes of a model's files that take no longer than a request or two, where its flavor has nothing to complete: what
+#: waits may as well wait for them, too.
+_SMALL_MODEL = 1 << 20
 
 
 def transient(error: BaseException) -> bool:
@@ -250,19 +253,21 @@ class Delivery:
             self._give_up(record.run, error)
 
     def _take(self, record: Record, *, uncertain: bool) -> None:
-        if isinstance(record, Points | Params | Tags):
+        if isinstance(record, Points | Params | Tags | DatasetInput):
             batch = self._batches.setdefault(record.run, Batch())
             if isinstance(record, Points):
                 batch.metrics.extend(self._metrics(record))
                 batch.uncertain |= uncertain
             elif isinstance(record, Params):
                 batch.params.update(record.values)
-            else:
+            elif isinstance(record, Tags):
                 batch.tags.update(record.values)
+            else:
+                batch.datasets.append(_input(record))
             if batch.full:
                 self._flush(record.run, rest=False)
             return
-        if not isinstance(record, _BESIDE):
+        if not isinstance(record, _BESIDE) and not self._is_small(record):
             self._flush(record.run)
         handler = self._HANDLERS[type(record)]
         # Only a derivation sends points itself; whether they may have been sent before is known here.
@@ -330,19 +335,6 @@ class Delivery:
             time.sleep(0.01)
         return False
 
-    def _dataset(self, record: DatasetInput) -> None:
-        dataset = Dataset(
-            name=clean_text(record.name),
-            digest=record.digest,
-            source_type=record.source_type,
-            source=clean_text(record.source),
-            schema=record.schema and clean_text(record.schema),
-            profile=record.profile and clean_text(record.profile),
-        )
-        tags = [InputTag(key="mlflow.data.context", value=record.context)]
-        client, run_id, _ = self._where(record.run)
-        client.log_inputs(run_id, [MlflowDatasetInput(dataset=dataset, tags=tags)])
-
     def _text(self, record: Text) -> None:
         client, run_id, _ = self._where(record.run)
         client.log_text(run_id, clean_text(record.text), record.path)
@@ -389,6 +381,12 @@ class Delivery:
     def _declare_model(self, record: DeclareModel) -> None:
         client, run_id, run = self._where(record.run)
         self._models.declare(record, client, run_id, run)
+
+    def _is_small(self, record: Record) -> bool:
+        if not isinstance(record, ModelFiles) or record.package.get("finish"):
+            return False
+        files = (self._spool.blobs / record.blob).rglob("*")
+        return sum(file.lstat().st_size for file in files) <= _SMALL_MODEL
 
     def _model_files(self, record: ModelFiles) -> None:
         client, run_id, _ = self._where(record.run)
@@ -442,7 +440,6 @@ class Delivery:
 
     _HANDLERS: dict[type, Callable[..., None]] = {
         OpenRun: _open_run,
-        DatasetInput: _dataset,
         Text: _text,
         Figure: _figure,
         DeclareModel: _declare_model,
@@ -527,3 +524,15 @@ class Delivery:
 
     def _lost(self, what: str, error: BaseException) -> None:
         self._spool.problem("refused", f"{what} was refused by the store: {reason(error)}")
+
+
+def _input(record: DatasetInput) -> MlflowDatasetInput:
+    dataset = Dataset(
+        name=clean_text(record.name),
+        digest=record.digest,
+        source_type=record.source_type,
+        source=clean_text(record.source),
+        schema=record.schema and clean_text(record.schema),
+        profile=record.profile and clean_text(record.profile),
+    )
+    return MlflowDatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=record.context)])

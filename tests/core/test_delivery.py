@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import mlflow.sklearn
 import pytest
 from mlflow import MlflowClient
 
@@ -13,7 +14,8 @@ import autolog
 from autolog import runtime
 from autolog.batches import clean_key
 from autolog.delivery import Delivery
-from autolog.records import DatasetInput, EndRun, OpenRun, Params, Points, Tags, Text
+from autolog.models import pickled_estimator
+from autolog.records import DatasetInput, DeclareModel, EndRun, ModelFiles, OpenRun, Params, Points, Tags, Text
 from autolog.spool import Spool
 from autolog.uris import absolute_uri, without_credentials
 
@@ -40,24 +42,46 @@ def test_every_value_arrives_with_its_step(recorder, run) -> None:
     assert recorder.history(stored, "lr") == [(step, 0.1) for step in range(2500)]
 
 
-def test_numbers_and_texts_go_in_as_few_requests_as_they_fit_in(recorder, monkeypatch, tmp_path: Path) -> None:
-    sent = []
-    log_batch = MlflowClient.log_batch
+@pytest.fixture
+def requests(monkeypatch) -> list[object]:
+    """What is sent of numbers and texts, each request as how many of each kind; and of inputs, each as their names."""
+    sent: list[object] = []
+    log_batch, log_inputs = MlflowClient.log_batch, MlflowClient.log_inputs
 
-    def count(client, run_id, metrics=(), params=(), tags=(), **settings) -> None:
+    def batch(client, run_id, metrics=(), params=(), tags=(), **settings) -> None:
         sent.append((len(metrics), len(params), len(tags)))
         log_batch(client, run_id, metrics, params, tags, **settings)
 
-    monkeypatch.setattr(MlflowClient, "log_batch", count)
+    def inputs(client, run_id, datasets) -> None:
+        sent.append([each.dataset.name for each in datasets])
+        log_inputs(client, run_id, datasets)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", batch)
+    monkeypatch.setattr(MlflowClient, "log_inputs", inputs)
+    return sent
+
+
+@pytest.fixture
+def spool(tmp_path: Path):
     tmp_path.chmod(0o700)
     (tmp_path / "blobs").mkdir()
-    spool = Spool(tmp_path)
+    opened = Spool(tmp_path)
+    yield opened
+    opened.close()
+
+
+def opening(recorder, run: str = "r") -> OpenRun:
+    return OpenRun(run, 0, recorder.store_uri, recorder.experiment, None, "/")
+
+
+def test_numbers_texts_and_inputs_go_in_as_few_requests_as_they_fit_in(recorder, requests, spool) -> None:
     points = [Points("r", step, step, {"loss": step / 7}) for step in range(1400)]
     spool.append(
         [
-            OpenRun("r", 0, recorder.store_uri, recorder.experiment, None, str(tmp_path)),
+            opening(recorder),
             Params("r", {f"p{i}": str(i) for i in range(20)}),
             DatasetInput("r", "X", "12345678", "code", "{}", None, None, "train"),
+            DatasetInput("r", "Z", "87654321", "code", "{}", None, None, "eval"),
             *points[:700],
             Text("r", "notes.txt", "halfway"),
             Tags("r", {"colour": "blue"}),
@@ -66,12 +90,64 @@ def test_numbers_and_texts_go_in_as_few_requests_as_they_fit_in(recorder, monkey
         ]
     )
     Delivery(spool, own_process=False).send(spool.pending(2000))
-    spool.close()
-    assert sent == [(979, 20, 1), (421, 0, 0)]
+    assert requests == [["X", "Z"], (979, 20, 1), (421, 0, 0)]
     stored = recorder.run()
     assert recorder.history(stored, "loss") == [(step, step / 7) for step in range(1400)]
     assert stored.data.params == {f"p{i}": str(i) for i in range(20)}
     assert stored.data.tags["colour"] == "blue"
+    inputs = {each.dataset.name: each.tags[0].value for each in stored.inputs.dataset_inputs}
+    assert inputs == {"X": "train", "Z": "eval"}
+
+
+@pytest.mark.parametrize(
+    ("size", "finish", "expected"),
+    [
+        (100, None, [(2, 0, 0)]),
+        pytest.param(2_000_000, None, [(1, 0, 0), (1, 0, 0)], id="one that takes long to send"),
+        pytest.param(100, "sklearn", [(1, 0, 0), (1, 0, 0)], id="one that takes long to complete"),
+    ],
+)
+def test_numbers_wait_for_the_files_of_a_small_model_only(
+    recorder, requests, spool, size: int, finish: str | None, expected: list[object]
+) -> None:
+    from sklearn.linear_model import LinearRegression
+
+    snapshot = pickled_estimator(LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0]), None, None, finish=finish)
+    package = snapshot.write(spool.blobs / "model")
+    (spool.blobs / "model" / "more.bin").write_bytes(bytes(size))
+    spool.append(
+        [
+            opening(recorder),
+            DeclareModel("r", "m", "model", 0, {}, {}),
+            Points("r", 0, 1, {"loss": 0.5}, model="m"),
+            ModelFiles("r", "m", "model", package),
+            Points("r", 1, 2, {"loss": 0.25}),
+            EndRun("r", "FINISHED", 3),
+        ]
+    )
+    Delivery(spool, own_process=False).send(spool.pending(10))
+    assert requests == expected
+    assert recorder.history(recorder.run(), "loss") == [(0, 0.5), (1, 0.25)]
+    (model,) = recorder.models()
+    assert mlflow.sklearn.load_model(model.model_uri).predict([[3.0]]) == pytest.approx([3.0])
+    assert (model.status.value, {metric.key: metric.value for metric in model.metrics}) == ("READY", {"loss": 0.5})
+
+
+def test_a_refused_dataset_loses_nothing_else(recorder, requests, spool) -> None:
+    spool.append(
+        [
+            opening(recorder),
+            DatasetInput("r", "X", "12345678", "code", "{}", None, None, "train"),
+            DatasetInput("r", "Z", "9" * 40, "code", "{}", None, None, "eval"),  # MLflow takes 36 characters.
+            Points("r", 0, 1, {"loss": 0.5}),
+            EndRun("r", "FINISHED", 3),
+        ]
+    )
+    Delivery(spool, own_process=False).send(spool.pending(10))
+    assert requests == [["X", "Z"], ["X"], ["Z"], (1, 0, 0)]
+    assert [each.dataset.name for each in recorder.run().inputs.dataset_inputs] == ["X"]
+    ((_, _, message),) = spool.problems()
+    assert "dataset 'Z'" in message
 
 
 def test_not_a_number_and_infinity(recorder, run) -> None:
