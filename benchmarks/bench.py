@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -138,11 +139,13 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     numbers: list[float] = []
     settle: list[float] = []
     reference: list[float] = []
+    by_process: list[float] = []
     processes = min(workload.processes, repeat)
     for process in range(processes):
         # What MLflow adds is far above what processes differ by.
         here = names if process < MLFLOW_PROCESSES else names[:2]
         workers = {name: Worker(workload, name, folder / f"{workload.name}-{name}-{process}") for name in here}
+        first = len(numbers)
         for turn in range(workload.warm_up + repeat // processes + (process < repeat % processes)):
             for name, worker in workers.items():
                 seconds = worker.ask("work")
@@ -157,9 +160,13 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
                         reference.append(worker.ask("reference"))
         for worker in workers.values():
             worker.close()
+        by_process.append(statistics.median(differences(took, first)))
     medians: dict[str, float | str] = {name: statistics.median(values) for name, values in took.items()}
     # Pairs of one turn met the same machine: their difference is steadier than that of the medians.
-    medians["added"] = statistics.median(b - a for a, b in zip(took["bare"], took["ours"], strict=True))
+    medians["added"] = statistics.median(differences(took))
+    if processes > 1:
+        # Of the processes, which differ by more than the turns of one.
+        medians["error"] = 1.2533 * statistics.stdev(by_process) / math.sqrt(processes)
     if "mlflow" in took:
         # The first of the bare ones.
         medians["mlflow_added"] = statistics.median(b - a for a, b in zip(took["bare"], took["mlflow"], strict=False))
@@ -170,6 +177,11 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
         medians["reference"] = statistics.median(reference)
         goal = goal.format(reference=show(medians["reference"]))
     return {"title": workload.title, "goal": goal, **medians}
+
+
+def differences(took: dict[str, list[float]], first: int = 0) -> list[float]:
+    """Return what recording added in each turn, from turn number `first` on."""
+    return [ours - bare for bare, ours in zip(took["bare"][first:], took["ours"][first:], strict=True)]
 
 
 def printed(arguments: list[str], folder: Path) -> list[float]:
@@ -201,10 +213,11 @@ def step(name: str, repeat: int, folder: Path) -> dict:
     """Measure what recording adds to a step, in one process: see ``steps.py``."""
     title, goal = STEPS[name]
     folder.mkdir()
-    bare, added, beside = printed([str(HERE / "steps.py"), name, str(repeat)], folder)
+    bare, added, error, beside = printed([str(HERE / "steps.py"), name, str(repeat)], folder)
     return {
         "title": title,
         "goal": f"{goal}; {show(beside)} in another thread",
+        "error": error,
         "beside": beside,
         "bare": bare,
         "ours": bare + added,
@@ -268,7 +281,7 @@ def main() -> None:
                 repeat = options.repeat or 5
                 row = alone(title, "<= 3 us", POINT_OURS, POINT_MLFLOW, repeat, with_mlflow, folder)
             elif name in STEPS:
-                row = step(name, options.repeat or 1500, folder / name)
+                row = step(name, options.repeat or 6000, folder / name)
             elif name == "pyspark-save":
                 title = "full record of a penguin Pipeline, beyond model.save"
                 row = alone(title, "<= 500 ms", RECORD_IN_SPARK, "", options.repeat or 1, False, folder)
@@ -284,7 +297,8 @@ def main() -> None:
                 show(row["ours"]),
                 show(row.get("mlflow")),
             ]
-            cells += [show(added), show(theirs), ratio, show(row.get("numbers")), show(row.get("settle")), row["goal"]]
+            adds = show(added) + (f" ± {show(row['error'])}" if "error" in row else "")
+            cells += [adds, show(theirs), ratio, show(row.get("numbers")), show(row.get("settle")), row["goal"]]
             print("| " + " | ".join(cells) + " |", flush=True)
             table.append("| " + " | ".join(cells[:-1]) + " |")
     if options.markdown:

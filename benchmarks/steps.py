@@ -1,16 +1,18 @@
 """What recording adds to a step of a training that goes on, in one process.
 
-    python steps.py torch|torch-2ms [TURNS]
+    python steps.py torch-step|torch-2ms [TURNS]
 
 Two processes that do the very same differ by more than what is asked for here, by where their memory came to lie, and
 so does one process from a second to the next. So one process trains on and on, and what ``autolog()`` has put into
-torch is taken out and put back every 20 ms. Prints the seconds of a bare step and those that recording adds, medians of
-all turns, and the processor time of the thread that writes it down, per step: that works beside bare and recorded steps
-alike. What a training costs once is in none of them: the whole trainings of ``bench.py torch`` have that.
+torch is taken out and put back every few steps. Prints the seconds of a bare step and those that recording adds,
+medians of all turns; the standard error of what is added; and the processor time of the thread that writes it down, per
+step: that works beside bare and recorded steps alike. What a training costs once is in none of them: the whole
+trainings of ``bench.py torch`` have that.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
@@ -21,8 +23,8 @@ from workloads import TORCH_SIZES, torch_step
 
 import autolog
 
-#: Seconds of each turn.
-BLOCK = 0.02
+#: Seconds of each turn, about: the shorter, the more alike the machine is in two of them.
+BLOCK = 0.005
 #: Steps in front of it that are not timed.
 WARM = 2
 
@@ -65,9 +67,15 @@ class Switch:
                 hooks.update(ours)
 
 
+def standard_error(values: list[float]) -> float:
+    """Return that of the median, as of a normal distribution with the quartiles of `values`."""
+    lower, _, upper = statistics.quantiles(values, n=4)
+    return 1.2533 * (upper - lower) / 1.349 / math.sqrt(len(values))
+
+
 def main() -> None:
     """Measure, and print the figures."""
-    turns = int(sys.argv[2]) if len(sys.argv) > 2 else 1500
+    turns = int(sys.argv[2]) if len(sys.argv) > 2 else 6000
     switch = Switch()
     autolog.autolog()
     step = torch_step(*TORCH_SIZES[sys.argv[1]])
@@ -87,8 +95,8 @@ def main() -> None:
         for recording in random.sample([False, True], 2):
             took[recording].append(block(recording, steps))
     beside = (time.process_time() - time.thread_time() - beside) / (2 * turns * (steps + WARM))
-    added = statistics.median(ours - bare for bare, ours in zip(took[False], took[True], strict=True))
-    print(statistics.median(took[False]), added, beside)
+    pairs = [ours - bare for bare, ours in zip(took[False], took[True], strict=True)]
+    print(statistics.median(took[False]), statistics.median(pairs), standard_error(pairs), beside)
 
 
 main()
