@@ -111,47 +111,41 @@ class RunBatches:
             self._log(metrics[start : start + BATCH_METRICS], [], [])
 
     def _log(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
-        sent = guard.attempt(
+        error = self._refusal(
             self._client.log_batch, self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
         )
-        if sent.error is None:
+        if error is None:
             return
-        if fault(sent.error) is not Fault.REFUSED:
-            raise sent.error
-        if is_gone(self._client, self._run_id):
-            raise RunGoneError(self._run_id)
-        self._halve(metrics, params, tags, sent.error)
-
-    def _log_inputs(self, datasets: list[DatasetInput]) -> None:
-        if not datasets:
-            return
-        sent = guard.attempt(self._client.log_inputs, self._run_id, datasets)
-        if sent.error is None:
-            return
-        if fault(sent.error) is not Fault.REFUSED:
-            raise sent.error
-        if is_gone(self._client, self._run_id):
-            raise RunGoneError(self._run_id)
-        if len(datasets) == 1:
-            self._lost(f"dataset {datasets[0].dataset.name!r} of run {self._run_id}", sent.error)
-        else:  # Something of one of them is refused.
-            for each in datasets:
-                self._log_inputs([each])
-
-    def _halve(self, metrics: list[Metric], params: list[Param], tags: list[RunTag], error: BaseException) -> None:
-        """Something in it is refused: find it, so that only that is lost."""
         if len(metrics) + len(params) + len(tags) == 1:
             what = [*metrics, *params, *tags][0]
             self._lost(f"{type(what).__name__.lower()} {what.key!r} of run {self._run_id}", error)
             return
-        for half in _halves(metrics, params, tags):
-            sent = guard.attempt(
-                self._client.log_batch, self._run_id, metrics=half[0], params=half[1], tags=half[2], synchronous=True
-            )
-            if sent.error is not None and fault(sent.error) is not Fault.REFUSED:
-                raise sent.error
-            if sent.error is not None:
-                self._halve(half[0], half[1], half[2], sent.error)
+        for half in _halves(metrics, params, tags):  # Something in it is refused: find it, so that only that is lost.
+            self._log(*half)
+
+    def _log_inputs(self, datasets: list[DatasetInput]) -> None:
+        error = self._refusal(self._client.log_inputs, self._run_id, datasets) if datasets else None
+        if error is None:
+            return
+        if len(datasets) == 1:
+            self._lost(f"dataset {datasets[0].dataset.name!r} of run {self._run_id}", error)
+            return
+        for each in datasets:
+            self._log_inputs([each])
+
+    def _refusal(self, call: Callable[..., object], *args: Any, **settings: Any) -> BaseException | None:
+        """Make a call about the run; return what the store refuses it with, None where it does not.
+
+        Raises: what the store raises while it cannot be used; RunGoneError.
+        """
+        sent = guard.attempt(call, *args, **settings)
+        if sent.error is None:
+            return None
+        if fault(sent.error) is not Fault.REFUSED:
+            raise sent.error
+        if is_gone(self._client, self._run_id):
+            raise RunGoneError(self._run_id)
+        return sent.error
 
     def _unsent(self, metrics: list[Metric]) -> list[Metric]:
         held: dict[str, set[tuple[int, int, str]]] = {}
