@@ -56,11 +56,9 @@ LOOK_AHEAD = 5
 #: Records that are read at a time when something behind those that fail is looked for.
 PAGE = 2000
 #: What may come into the store before numbers, texts and inputs that were said before it: these wait to go together, as
-#: a request costs far more than what is in it. Anything else must find them there, or takes long.
+#: a request costs far more than what is in it. Anything else must find them there, as a model does that is linked to
+#: what its run holds, or takes long.
 _BESIDE = (DeclareModel, Derive, Figure, ModelFailed, Text)
-#: Bytes of a model's files that take no longer than a request or two, where its flavor has nothing to complete: what
-#: waits may as well wait for them, too.
-_SMALL_MODEL = 1 << 20
 
 
 def transient(error: BaseException) -> bool:
@@ -267,7 +265,7 @@ class Delivery:
             if batch.full:
                 self._flush(record.run, rest=False)
             return
-        if not isinstance(record, _BESIDE) and not self._is_small(record):
+        if not isinstance(record, _BESIDE):
             self._flush(record.run)
         handler = self._HANDLERS[type(record)]
         # Only a derivation sends points itself; whether they may have been sent before is known here.
@@ -381,12 +379,6 @@ class Delivery:
     def _declare_model(self, record: DeclareModel) -> None:
         client, run_id, run = self._where(record.run)
         self._models.declare(record, client, run_id, run)
-
-    def _is_small(self, record: Record) -> bool:
-        if not isinstance(record, ModelFiles) or record.package.get("finish"):
-            return False
-        files = (self._spool.blobs / record.blob).rglob("*")
-        return sum(file.lstat().st_size for file in files) <= _SMALL_MODEL
 
     def _model_files(self, record: ModelFiles) -> None:
         client, run_id, _ = self._where(record.run)

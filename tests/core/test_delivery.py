@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import mlflow.sklearn
 import pytest
 from mlflow import MlflowClient
 
@@ -14,8 +13,7 @@ import autolog
 from autolog import runtime
 from autolog.batches import clean_key
 from autolog.delivery import Delivery
-from autolog.models import pickled_estimator
-from autolog.records import DatasetInput, DeclareModel, EndRun, ModelFiles, OpenRun, Params, Points, Tags, Text
+from autolog.records import DatasetInput, EndRun, OpenRun, Params, Points, Tags, Text
 from autolog.spool import Spool
 from autolog.uris import absolute_uri, without_credentials
 
@@ -97,40 +95,6 @@ def test_numbers_texts_and_inputs_go_in_as_few_requests_as_they_fit_in(recorder,
     assert stored.data.tags["colour"] == "blue"
     inputs = {each.dataset.name: each.tags[0].value for each in stored.inputs.dataset_inputs}
     assert inputs == {"X": "train", "Z": "eval"}
-
-
-@pytest.mark.parametrize(
-    ("size", "finish", "expected"),
-    [
-        (100, None, [(2, 0, 0)]),
-        pytest.param(2_000_000, None, [(1, 0, 0), (1, 0, 0)], id="one that takes long to send"),
-        pytest.param(100, "sklearn", [(1, 0, 0), (1, 0, 0)], id="one that takes long to complete"),
-    ],
-)
-def test_numbers_wait_for_the_files_of_a_small_model_only(
-    recorder, requests, spool, size: int, finish: str | None, expected: list[object]
-) -> None:
-    from sklearn.linear_model import LinearRegression
-
-    snapshot = pickled_estimator(LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0]), None, None, finish=finish)
-    package = snapshot.write(spool.blobs / "model")
-    (spool.blobs / "model" / "more.bin").write_bytes(bytes(size))
-    spool.append(
-        [
-            opening(recorder),
-            DeclareModel("r", "m", "model", 0, {}, {}),
-            Points("r", 0, 1, {"loss": 0.5}, model="m"),
-            ModelFiles("r", "m", "model", package),
-            Points("r", 1, 2, {"loss": 0.25}),
-            EndRun("r", "FINISHED", 3),
-        ]
-    )
-    Delivery(spool, own_process=False).send(spool.pending(10))
-    assert requests == expected
-    assert recorder.history(recorder.run(), "loss") == [(0, 0.5), (1, 0.25)]
-    (model,) = recorder.models()
-    assert mlflow.sklearn.load_model(model.model_uri).predict([[3.0]]) == pytest.approx([3.0])
-    assert (model.status.value, {metric.key: metric.value for metric in model.metrics}) == ("READY", {"loss": 0.5})
 
 
 def test_a_refused_dataset_loses_nothing_else(recorder, requests, spool) -> None:
