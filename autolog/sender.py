@@ -10,7 +10,6 @@ store said yes, and what may have been sent before a crash is looked up in the s
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -65,9 +64,6 @@ class Host(Protocol):
     def owner_gone(self, folder: Path) -> bool:
         """Return whether no more records will come."""
 
-    def sent(self) -> None:
-        """Take note that rows were sent, or tried to be."""
-
 
 class _Hurry:
     """The hosts' common answer to who waits for the delivery."""
@@ -84,9 +80,6 @@ class _Hurry:
         hurried = self._hurry.is_set()
         self._hurry.clear()
         return hurried
-
-    def sent(self) -> None:
-        """Do nothing."""
 
 
 class ProcessHost(_Hurry):
@@ -123,12 +116,6 @@ class ProcessHost(_Hurry):
         The lease decides: a child that the training forked may hold the pipe open after its death.
         """
         return Lease.is_free(folder / "owner.lock")
-
-    def sent(self) -> None:
-        """After the first time, begin to collect garbage, and never look at what MLflow has imported until then."""
-        if not gc.isenabled():
-            gc.freeze()
-            gc.enable()
 
 
 class ThreadHost(_Hurry):
@@ -170,9 +157,6 @@ class SyncHost:
     def owner_gone(self, folder: Path) -> bool:
         """Return True."""
         return True
-
-    def sent(self) -> None:
-        """Do nothing."""
 
 
 def deliver(folder: Path, host: Host, *, patience: float = PATIENCE) -> bool:
@@ -270,7 +254,6 @@ def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool
         else:
             host.wait(1.0 if not aside else min(1.0, return_after))
             continue
-        host.sent()
         aside = aside or spool.anything_aside()
         if sent.error is None:
             trouble.over()
@@ -358,9 +341,6 @@ def main(folder: str) -> None:
     if hasattr(os, "nice"):
         os.nice(10)  # Where training uses every core, it comes first.
     own_environment()
-    # Importing MLflow, and its tables, makes half a million objects that all stay: looking through them for garbage
-    # took a third of the time until the first run is readable. ProcessHost.sent() begins to collect.
-    gc.disable()
     host = ProcessHost()
     delivered = guard.attempt(deliver, Path(folder), host)
     if delivered.error is not None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -83,43 +80,5 @@ def test_the_end_of_a_run_is_sent_at_once(recorder) -> None:
         host.closed.set()
         host.hurry.set()
         sender.join(60)
-    spool.close()
-    assert recorder.run().info.status == "FINISHED"
-
-
-def test_a_sender_of_its_own_begins_to_collect_garbage_with_what_it_has_sent_first() -> None:
-    script = """if True:
-        import gc
-        from autolog.sender import ProcessHost
-        gc.disable()
-        host = ProcessHost()
-        kept = []
-        kept.append(kept)
-        host.sent()
-        assert gc.isenabled() and gc.get_freeze_count() > 1000
-        assert not any(each is kept for each in gc.get_objects())
-        later = [host]
-        host.sent()
-        assert any(each is later for each in gc.get_objects())
-    """
-    done = subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_sender_in_the_training_process_leaves_the_collection_of_garbage_alone(recorder) -> None:
-    folder = make_folder()
-    spool, host = Spool(folder), Patient()
-    spool.append(
-        [OpenRun("r", now(), recorder.store_uri, recorder.experiment, None, "/"), EndRun("r", "FINISHED", now())]
-    )
-    host.closed.set()
-    frozen = gc.get_freeze_count()
-    gc.disable()
-    try:
-        assert deliver(folder, host)
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-    assert gc.get_freeze_count() == frozen
     spool.close()
     assert recorder.run().info.status == "FINISHED"
