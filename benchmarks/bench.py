@@ -165,7 +165,7 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     # Pairs of one turn met the same machine: their difference is steadier than that of the medians.
     medians["added"] = statistics.median(differences(took))
     if processes > 1:
-        # Of the processes, which differ by more than the turns of one.
+        # Between processes, which differ by more than the turns of one; of a median, as of a normal distribution.
         medians["error"] = 1.2533 * statistics.stdev(by_process) / math.sqrt(processes)
     if "mlflow" in took:
         # The first of the bare ones.

@@ -68,7 +68,9 @@ class Switch:
 
 
 def standard_error(values: list[float]) -> float:
-    """Return that of the median, as of a normal distribution with the quartiles of `values`."""
+    """Return that of the median, as of a normal distribution with the quartiles of `values`; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
     lower, _, upper = statistics.quantiles(values, n=4)
     return 1.2533 * (upper - lower) / 1.349 / math.sqrt(len(values))
 

@@ -68,8 +68,8 @@ def spool(tmp_path: Path):
     opened.close()
 
 
-def opening(recorder, run: str = "r") -> OpenRun:
-    return OpenRun(run, 0, recorder.store_uri, recorder.experiment, None, "/")
+def opening(recorder) -> OpenRun:
+    return OpenRun("r", 0, recorder.store_uri, recorder.experiment, None, "/")
 
 
 def test_numbers_texts_and_inputs_go_in_as_few_requests_as_they_fit_in(recorder, requests, spool) -> None:
