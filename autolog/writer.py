@@ -427,7 +427,9 @@ class Writer:
     def _unclaimed(self, record: Points | Block, backlog: list[Record | _Barrier]) -> Points | Block | None:
         """Return `record` without the metrics that the user logs by hand, and note once for each that it is theirs."""
         run, claims = record.run, self._claims[record.run]
-        theirs = claims.intersection(record.values)
+        # A block that the training has closed has its values there only.
+        rows = record.take() if isinstance(record, Block) else None
+        theirs = claims.intersection(record.values if rows is None else rows[1])
         if not theirs:
             return record
         yielded = self._yielded.setdefault(run, set())
@@ -437,9 +439,9 @@ class Writer:
         if isinstance(record, Points):
             values = {name: value for name, value in record.values.items() if name not in theirs}
             return record._replace(values=values) if values else None
-        times, columns = record.take()
-        columns = {name: column for name, column in columns.items() if name not in theirs}
-        return Block(run, record.step, times, columns, 0) if columns else None
+        assert rows is not None
+        columns = {name: column for name, column in rows[1].items() if name not in theirs}
+        return Block(run, record.step, rows[0], columns, 0) if columns else None
 
     def _store(self, spool: Spool, backlog: list[Record | _Barrier]) -> None:
         records = [record for record in backlog if not isinstance(record, _Barrier)]

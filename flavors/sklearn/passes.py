@@ -18,6 +18,9 @@ from flavors.sklearn.untouched import untouched
 SECONDS, SHARE = 0.05, 0.05
 #: Rows of the probes that tell what a pass costs: the first shows whether it matters, the second what a row costs.
 _PROBE, _SECOND_PROBE = 16, 512
+#: How often the second is repeated, where it takes little, before a pass is too dear: another process may have had the
+#: core meanwhile.
+_PROBES = 3
 #: Rows of a sample at least; samples are powers of two, so that noise in the timing seldom changes them.
 _FEWEST = 16
 
@@ -166,11 +169,15 @@ def _affordable(infer: Any, X: Any, budget: float) -> int:
     second = min(_SECOND_PROBE, rows // 2, max(2 * _PROBE, int(_PROBE * budget / took)))
     if second <= _PROBE:
         return rows
-    longer = _time(infer, X, second)
-    each = max(longer - took, longer / second / 16) / (second - _PROBE)
-    affordable = int((budget - max(0.0, longer - each * second)) / each)
-    if affordable >= rows:
-        return rows
+    longer = float("inf")
+    for _ in range(_PROBES):
+        longer = min(longer, _time(infer, X, second))
+        each = max(longer - took, longer / second / 16) / (second - _PROBE)
+        affordable = int((budget - max(0.0, longer - each * second)) / each)
+        if affordable >= rows:
+            return rows
+        if longer > budget / 16:
+            break
     return max(_FEWEST, 1 << (max(affordable, 1).bit_length() - 1))
 
 

@@ -82,7 +82,7 @@ class Epochs:
         values.update({f"{name}_epoch": mean for name, mean in means.items()})
         if walked.correct[1] is not None:
             values["accuracy"] = _ratio(*walked.correct)
-        seconds = time.perf_counter() - walked.started
+        seconds = (walked.worked or time.perf_counter()) - walked.started
         if walked.samples and seconds > 0:
             values["samples_per_second"] = walked.samples / seconds
             values["data_wait_share"] = min(1.0, walked.waited / seconds)

@@ -136,6 +136,22 @@ def see(
         total[2] += 1
         if name in _PREDICTING and "sklearn" in sys.modules:
             inner.outputs.add(name, scores)
+    _compare_classes(pending, inner, name, scores, args, kwargs, training=training)
+    if inner.lingers and not training:
+        inner.evaluating()
+
+
+def _compare_classes(
+    pending: Pending,
+    inner: Pass,
+    name: str,
+    scores: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    training: bool,
+) -> None:
+    """Compare the classes with the largest scores with the targets, within the budget."""
     if name not in _CLASSES:
         return
     target = args[1] if len(args) > 1 else kwargs.get("target")

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from autolog import guard, patching, runtime, scope
 from autolog.flavor import Flavor
-from flavors.torch import evaluation, models, optimizers, shapes
+from flavors.torch import evaluation, models, optimizers, shapes, transformers
 from flavors.torch.harvest import Harvest
 from flavors.torch.lightning import CONNECTORS, patch_connector
 from flavors.torch.optimizers import Origin
@@ -94,6 +94,9 @@ class TorchFlavor(Flavor):
         self._patch_zero(Optimizer, recorder)
         for connector in CONNECTORS:
             self.when_imported(connector, lambda found: patch_connector(found, recorder, self._replace))
+        self.when_imported(
+            transformers.MODULE, lambda found: transformers.patch_trainer(found, recorder, self._replace)
+        )
         self._patch_clipping(module, recorder)
         self._patch_loaders(module, recorder)
         self._patch_losses(module, recorder)
@@ -227,6 +230,7 @@ class TorchFlavor(Flavor):
         original, original_next = torch.utils.data.DataLoader.__iter__, _BaseDataLoaderIter.__next__
         passes = recorder.passes
         clock, run, got, under_way = time.perf_counter, guard.run, Pass.got, passes.open
+        frame_at = sys._getframe
 
         @functools.wraps(original)
         def __iter__(self: Any) -> Any:
@@ -244,7 +248,7 @@ class TorchFlavor(Flavor):
             try:
                 batch = original_next(self)
             except StopIteration:
-                guard.run("end a pass over a loader", passes.end, self)
+                guard.run("end a pass over a loader", passes.exhausted, self, frame_at(1))
                 raise
             known = under_way.get(id(self))
             if known is not None:

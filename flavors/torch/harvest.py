@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolog import guard, patching, predictions, runtime
 from autolog.patching import Call, Hook
-from flavors.torch.values import number
+from flavors.torch.values import is_number, number
 
 if TYPE_CHECKING:
     from flavors.torch.losses import Threads
@@ -40,7 +40,7 @@ class Harvest:
         training = self._threads.pending.training
         if training is None or training.ended:
             return
-        found = {name: number(value) for name, value in values.items() if _is_number(value)}
+        found = {name: number(value) for name, value in values.items() if is_number(value)}
         if found:
             training.shown(found, step)
 
@@ -56,7 +56,7 @@ class Harvest:
         if predictions.by_user(call):
             given = call.arguments
             step: Any = given.get("global_step")
-            self.say({given["tag"]: given["scalar_value"]}, int(step) if _is_number(step) else None)
+            self.say({given["tag"]: given["scalar_value"]}, int(step) if is_number(step) else None)
         yield
 
     def add_hparams(self, call: Call) -> Generator[None, Any, None]:
@@ -98,15 +98,6 @@ class Harvest:
 
 
 _OURS = ("autolog", "flavors", "torchmetrics")
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool | str | bytes) or value is None:
-        return False
-    if isinstance(value, int | float):
-        return True
-    # Of numpy or torch.
-    return getattr(value, "shape", None) == () and getattr(getattr(value, "dtype", None), "is_complex", False) is False
 
 
 __all__ = ["Harvest"]

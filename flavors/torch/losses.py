@@ -1,12 +1,15 @@
 """The losses of a step: what ``backward`` was called on since the last one.
 
 The value recorded is the loss as the user means it. Under gradient accumulation that is the mean over the
-micro-batches; ``(loss / k).backward()`` counts as `loss` where k is the number of micro-batches of the step. A factor
-that mixed precision multiplies in is taken out where it is the scale of the very ``GradScaler`` that makes the step.
+micro-batches; ``(loss / k).backward()`` counts as `loss` where k is the number of micro-batches of the step. A sum that
+is divided by what all micro-batches hold together, such as their number of tokens, is a part of the loss, and the parts
+are added up. A factor that mixed precision multiplies in is taken out where it is the scale of the very ``GradScaler``
+that makes the step.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -29,9 +32,11 @@ _LIMIT = 10_000
 #: that is not.
 _PLAIN, _NEVER = 16, -(10**12)
 
-#: What is kept of one loss: its value, or (value, divisor or 0, factor or None) where it is the result of a division
-#: or multiplication.
+#: What is kept of one loss: its value, or (value, divisor or 0, factor or None, whole or None) where it is the result
+#: of a division or multiplication; see :func:`_root`.
 Kept = Any
+#: ``at::Reduction::Sum``, as functions of losses keep it for their gradient.
+_SUM = 2
 
 
 class Pending:
@@ -49,6 +54,7 @@ class Pending:
         "function",
         "functions",
         "known",
+        "lingering",
         "losses",
         "passes",
         "searching",
@@ -96,6 +102,8 @@ class Pending:
         self.budget = Budget()
         #: The loader passes under way in this thread, outermost first.
         self.passes: list[Any] = []
+        #: Those of them whose loader has nothing more, while batches that were fetched ahead are still to be used.
+        self.lingering: list[Any] = []
 
     def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> int:
         """Keep what is about to be differentiated, where it is a loss; return how many losses were kept.
@@ -269,7 +277,7 @@ class Pending:
                 continue
             if scale is None and any(type(one) is tuple and one[2] is not None for one in kept):
                 scale = _live_scale()
-            found[site] = _mean(site, [one if type(one) is tuple else (one, 0, None) for one in kept], scale)
+            found[site] = _mean(site, [one if type(one) is tuple else (one, 0, None, None) for one in kept], scale)
         return found
 
 
@@ -288,40 +296,77 @@ def _later(tensor: Any) -> Any:
     return None if tensor.is_cuda and torch.cuda.is_current_stream_capturing() else tensor.detach()
 
 
-def _root(node: Any, kind: str) -> tuple[int, Any]:
-    """Return (k, None) for ``loss / k``, (0, f) for ``loss * f``, (k, f) for ``loss / k * f`` with a tensor f."""
+def _root(node: Any, kind: str) -> tuple[int, Any, Any]:
+    """Return what a loss was divided by and multiplied with: (divisor, factor, whole).
+
+    (k, None, None) for ``loss / k``, (0, f, None) for ``loss * f``, (k, f, None) for ``loss / k * f`` with a tensor f.
+    whole: n of ``loss / n`` where the loss is a sum over less than n things, or the tensor n where that is on a device.
+    """
     factor = None
-    if kind == "MulBackward0":
-        factor = node._saved_other
-        if factor is None or factor.numel() != 1 or factor.requires_grad:
-            return 0, None
-        node = node.next_functions[0][0]
-        kind = type(node).__name__
-    if kind == "DivBackward0":
+    while kind in ("DivBackward0", "MulBackward0"):
         other = node._saved_other
-        if other is not None and other.dim() == 0 and other.is_cpu and not other.requires_grad:
-            k = other.item()
-            if k > 1 and k == int(k):
-                return int(k), factor
-    return 0, factor
+        if other is None or other.numel() != 1 or other.requires_grad:
+            break
+        before = node.next_functions[0][0]
+        known = other.item() if other.is_cpu and not other.dim() else None
+        if known == 1:
+            pass  # As trainers do that might have had to divide, or to multiply.
+        elif kind == "MulBackward0":
+            if factor is not None:
+                break
+            factor = other
+        elif other.dim():
+            break
+        else:
+            summed = _summed(before)
+            if known is None:
+                return 0, factor, None if summed is None else other
+            if known > 1 and known == int(known):
+                return int(known), factor, known if summed is not None and known > summed else None
+            break
+        node, kind = before, type(before).__name__
+    return 0, factor, None
 
 
-def _mean(site: Site, kept: list[tuple[Any, int, Any]], scale: Any) -> Any:
+def _summed(node: Any) -> float | None:
+    """Return how many things a sum is over that `node` is of, at most; None where it is no sum."""
+    sizes = getattr(node, "_saved_self_sym_sizes", None) if type(node).__name__ == "SumBackward0" else None
+    if sizes is not None:
+        return math.prod(int(size) for size in sizes)
+    if getattr(node, "_saved_reduction", None) != _SUM:
+        return None
+    weight = getattr(node, "_saved_total_weight", None)
+    if weight is not None and node._saved_weight is None and weight.is_cpu:
+        return float(weight.item())  # Of the targets that are not ignored.
+    over = node._saved_target if weight is not None else getattr(node, "_saved_self", None)
+    return None if over is None else int(over.numel())
+
+
+def _mean(site: Site, kept: list[tuple[Any, int, Any, Any]], scale: Any) -> Any:
     count = len(kept)
-    divisor = kept[0][1]
+    divisor, whole = kept[0][1], kept[0][3]
     if divisor and count == divisor and all(one[1] == divisor for one in kept):
         site.divisor = divisor
     # The last step of an epoch may have fewer micro-batches than the site divides by.
     certain = divisor and divisor == site.divisor and all(one[1] == divisor for one in kept)
     times = float(divisor) if certain else 1.0
+    if whole is not None and all(_equal(one[3], whole) for one in kept):
+        times = float(count)
     scaled = scale is not None and all(one[2] is not None and _same(one[2], scale) for one in kept)
     values = [one[0] for one in kept]
     if all(type(value) is float for value in values) and (not scaled or scale.is_cpu):
         mean = values[0] if count == 1 else sum(values) / count
-        mean = mean * times if certain else mean
+        mean = mean * times if times != 1.0 else mean
         return mean / scale.item() if scaled else mean
     # GradScaler.update() changes the scale in place.
     return Later(values, times, scale.clone() if scaled else None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two losses are divided by the same number, or by the same tensor where a device holds it."""
+    if isinstance(one, int | float) or isinstance(other, int | float) or one is None:
+        return bool(type(one) is type(other) and one == other)
+    return _same(one, other)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, patching, runtime, scope
-from flavors.torch import models, shapes, unwinding
+from flavors.torch import models, shapes, transformers, unwinding
 from flavors.torch.losses import Pending, Threads
 from flavors.torch.optimizers import Entry, Origin, Registry
 from flavors.torch.passes import Passes
@@ -48,6 +48,8 @@ class Recorder:
 
     def after_step(self, optimizer: Optimizer, pending: Pending) -> None:
         """Record a step that succeeded."""
+        for lingering in list(pending.lingering):
+            lingering.stepping()
         pending.stepped += 1
         entry = self.registry.get(optimizer)
         training = entry.training if entry is not None else None
@@ -126,7 +128,10 @@ class Recorder:
         others = [other for other in waiting if other is not entry]
         newest = max((other.serial for other in waiting), default=entry.serial)
         pending.begin()
-        training = Training(runtime.open_run("torch"), max(newest, entry.serial), several=bool(others))
+        run = runtime.open_run("torch")
+        if run.adopted:
+            guard.run("see who else logs into the user's run", transformers.yield_to_callback, run)
+        training = Training(run, max(newest, entry.serial), several=bool(others))
         self._trainings = [known for known in self._trainings if not known.ended]
         self._trainings.append(training)
         training.add(entry, models.visible(frame))

@@ -223,7 +223,7 @@ class Training:
             series.add((*values.values(), at))
             series.counted = step + 1
             entry.apart = None
-            if len(losses) == 1 and len(values) == 1 + len(groups) + clips:
+            if len(losses) == 1 and len(values) == 1 + len(groups) + clips and not pending.lingering:
                 pending.expect(series, id(optimizer), next(iter(losses)), due, left)
 
     def _count(self, step: int, batches: int) -> None:
@@ -327,15 +327,20 @@ class Training:
         name = self._of("learning_rate", entry)
         return [name] if groups == 1 else [f"{name}_{i}" for i in range(groups)]
 
-    def logged(self, values: dict[str, Any], step: int, *, evaluation: bool) -> None:
-        """Record what a trainer of the user's logs; evaluation: whether it is of the weights as they are now."""
+    def logged(self, values: dict[str, Any], step: int | None = None, *, evaluation: bool) -> None:
+        """Record what a trainer of the user's logs, at `step` or at the last update's.
+
+        evaluation: whether it is of the weights as they are now.
+        """
         # A loss that is seen by itself keeps its own steps.
         own = {*self._names.values(), *self.epochs.said}
         values = {name: value for name, value in values.items() if name not in own}
-        if not values:
+        if not values or self._leader is None:
             return
         at, key = now(), None
-        if evaluation and self._leader is not None:
+        if step is None:
+            step = max(0, self._leader.steps - 1)
+        if evaluation:
             key = self.checkpoints.evaluated(self._leader, Row(values, step, at))
         if all(type(value) is float for value in values.values()):
             self.run.metrics(values, step=step, time=at, model=key)
@@ -349,6 +354,10 @@ class Training:
         """Record the final model and end the run, once."""
         if self.ended:
             return
+        for pending in self.followers:
+            for lingering in list(pending.lingering):
+                if status == "FINISHED" or not lingering.has_more():
+                    lingering.end()
         self.ended = True
         for pending in self.followers:
             pending.ended()

@@ -150,6 +150,15 @@ def read(tensors: Sequence[tuple[Tensor, Any]]) -> list[float]:
     return found
 
 
+def is_number(value: Any) -> bool:
+    """Return whether `value` is one real number, of Python, numpy or torch."""
+    if isinstance(value, bool | str | bytes) or value is None:
+        return False
+    if isinstance(value, int | float):
+        return True
+    return getattr(value, "shape", None) == () and getattr(getattr(value, "dtype", None), "is_complex", False) is False
+
+
 def number(value: Any) -> Any:
     """Return a Python or tensor number as something to record: a float, or :class:`Later` where a device holds it."""
     import torch
@@ -172,4 +181,4 @@ def plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["Drain", "Later", "Row", "number", "plain", "read"]
+__all__ = ["Drain", "Later", "Row", "is_number", "number", "plain", "read"]

@@ -11,7 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from autolog import runtime
 from autolog.records import Block, Points, decode, encode
+from autolog.testing import capture
 
 
 def stored(records):
@@ -104,3 +106,16 @@ def test_long_block_is_split_into_rows_of_the_spool():
     rows = list(encode([block]))
     assert len(rows) == 3
     assert [record.step for row in rows for record in decode(*row)] == list(range(1200))
+
+
+def test_a_block_closed_before_it_is_written_leaves_the_users_names_to_the_user():
+    """Closed by the training, as at its end, it has its values in another place than one that still grows."""
+    times, losses, rates = [1, 2], [0.5, 0.25], [0.1, 0.1]
+    with capture() as captured:
+        run = runtime.open_run("sklearn")
+        run.claim(["loss"])
+        block = run.block(times, {"loss": losses, "learning_rate": rates})
+        block.take()
+        run.end("FINISHED")
+    assert captured.runs[0].metrics == [("learning_rate", 0, 0.1), ("learning_rate", 1, 0.1)]
+    assert captured.runs[0].tags["autolog.logged_by_hand"] == '["loss"]'
