@@ -49,7 +49,9 @@ class Pass:
         "_batches",
         "_held",
         "_idle",
+        "_loader",
         "_open",
+        "_stepped_at",
         "_steps_before",
         "_used_before",
         "ahead",
@@ -86,7 +88,8 @@ class Pass:
         dataset = loader.dataset
         self.dataset = weakref.ref(dataset) if type(dataset).__weakrefoffset__ else lambda: dataset
         self.dataset_class = type(dataset).__name__
-        self.length = len(dataset) if hasattr(type(dataset), "__len__") else None
+        self.length = _length(dataset)
+        self._loader = weakref.ref(loader)
         self.batch_size: int | None = loader.batch_size
         self.name = name
         self.iterator = iterator
@@ -94,6 +97,8 @@ class Pass:
         self.begun = pending.stepped
         self._held = pending.count
         self._batches = self.ahead = 0
+        #: How many updates had been made when the last batch came.
+        self._stepped_at = pending.stepped
         #: Whether nothing has been done with any batch yet.
         self._idle = True
         self.lingers = self.survives = False
@@ -126,6 +131,7 @@ class Pass:
         if self.pending.lingering:
             self._resume()
         self._batches += 1
+        self._stepped_at = self.pending.stepped
         self.waited += at - asked
         self.at = at
         self.samples += size(batch)
@@ -209,6 +215,17 @@ class Pass:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
+    def is_complete(self) -> bool:
+        """Return whether an update was made with the last batch that its loader has, which was not asked for more.
+
+        So it is where a trainer counts the batches.
+        """
+        pending = self.pending
+        if self.ahead or pending.stepped == self._stepped_at or pending.holds():
+            return False
+        loader = self._loader()
+        return loader is not None and self._batches == _length(loader)
+
     def end(self) -> None:
         """Say what it was."""
         pending = self.pending
@@ -228,6 +245,11 @@ class Pass:
             for other in pending.passes:
                 other.spoken_for = True
             training.epoch(self)
+
+
+def _length(data: Any) -> int | None:
+    """Return how many items a dataset or batches a loader has, None where it does not know."""
+    return guard.attempt(len, data).value if hasattr(type(data), "__len__") else None
 
 
 def _may_lag(frame: FrameType) -> bool:
@@ -260,9 +282,9 @@ class Passes:
     def before(self) -> None:
         """Say that an iterator is about to be made, which draws random numbers."""
         pending = self._threads.pending
-        for lingering in list(pending.lingering):
-            if not lingering.has_more():
-                lingering.end()
+        for known in list(pending.passes):
+            if known.is_complete() or (known.lingers and not known.has_more()):
+                known.end()
         training = pending.training
         if training is not None and not training.ended:
             training.checkpoints.pass_begins()

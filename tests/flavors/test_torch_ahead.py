@@ -269,3 +269,57 @@ def test_sums_over_each_micro_batch_are_averaged(recorder):
     autolog.disable()
     found = recorder.history(recorder.run(), "loss")
     assert found == [(i, pytest.approx(value, rel=1e-6)) for i, value in enumerate(expected)]
+
+
+def test_an_epoch_of_counted_batches_is_over_when_the_evaluation_begins(recorder):
+    """As ignite's engines and loops over ``range(len(loader))`` have it: the loader is never asked for one more."""
+    recorder.start(checkpoints=autolog.Checkpoints(every="epoch"))
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_loader = DataLoader(dataset(12), batch_size=4)
+    val_loader = DataLoader(dataset(8, seed=2), batch_size=4)
+    for _ in range(2):
+        batches = iter(train_loader)
+        for i in range(len(train_loader)):
+            X, y = next(batches)
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), y).backward()
+            optimizer.step()
+            if i == 1:  # In the middle, at a batch that is not the last.
+                with torch.no_grad():
+                    for X, y in val_loader:
+                        F.cross_entropy(model(X), y)
+        with torch.no_grad():
+            for X, y in val_loader:
+                F.cross_entropy(model(X), y)
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, "epoch") == [(2, 0.0), (5, 1.0)]
+    evaluated = recorder.history(run, "val_loss")
+    assert [step for step, _ in evaluated] == [1, 2, 4, 5]
+    ranked = {model.name: {metric.key: metric.value for metric in model.metrics or []} for model in recorder.models()}
+    assert ranked["checkpoint-2"]["val_loss"] == evaluated[1][1]
+    assert ranked["checkpoint-2"]["epoch"] == 0.0
+
+
+def test_dataset_that_has_no_length_though_its_class_has_one(recorder):
+    class Endless(torch.utils.data.IterableDataset):
+        def __len__(self):
+            raise TypeError("how many?")
+
+        def __iter__(self):
+            return iter(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)))
+
+    recorder.start(log_models=False)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for X in DataLoader(Endless(), batch_size=1):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, "epoch") == [(2, 0.0)]
+    assert run.data.params["dataset_class"] == "Endless"
+    assert "dataset_length" not in run.data.params
