@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from autolog.datasets import Dataset
     from flavors.torch.checkpoints import Checkpointer
+    from flavors.torch.datasets import Data
     from flavors.torch.losses import Pending
     from flavors.torch.optimizers import Entry
     from flavors.torch.passes import Pass
@@ -54,10 +55,10 @@ class Epochs:
         #: What evaluations of each data have predicted last.
         self._predicted: dict[str, tuple[predictions.Told, Any]] = {}
         #: The data that epochs were made of, and what other data is called; weakly.
-        self._trained_on: list[Any] = []
-        self._evaluated_on: list[tuple[Any, str]] = []
+        self._trained_on: list[Data] = []
+        self._evaluated_on: list[tuple[Data, str]] = []
         #: What each data is to MLflow, None where it cannot be told apart.
-        self._datasets: list[tuple[Any, Dataset | None]] = []
+        self._datasets: list[tuple[Data, Dataset | None]] = []
 
     def ended(self, walked: Pass, entry: Entry, means: Mapping[str, float], *, more: bool) -> None:
         """Record an epoch of the optimizer `entry`.
@@ -69,14 +70,13 @@ class Epochs:
         means: of the losses, as far as they are known; more: whether the drain knows others.
         """
         if walked.dataset_class and not self._passes:
-            found = {"dataset_class": walked.dataset_class, "dataset_length": walked.length}
+            found = {"dataset_class": walked.dataset_class, "dataset_length": walked.data.length}
             if not self.batch_size_known:
                 found["batch_size"] = walked.batch_size
             self._run.params({name: value for name, value in found.items() if value is not None})
         self._passes += 1
-        dataset = walked.dataset()
-        if dataset is not None and not any(ref() is dataset for ref in self._trained_on):
-            self._trained_on.append(walked.dataset)
+        if not any(known.same(walked.data) for known in self._trained_on):
+            self._trained_on.append(walked.data)
         at, step = now(), entry.steps - 1
         values: dict[str, Any] = {"epoch": float(self._checkpoints.epochs)}
         values.update({f"{name}_epoch": mean for name, mean in means.items()})
@@ -173,14 +173,17 @@ class Epochs:
         """
         if not self._run.config.log_datasets:
             return None
-        data = walked.dataset()
-        for ref, known in self._datasets:
-            if ref() is data:
+        for data, known in self._datasets:
+            if data.same(walked.data):
                 return known
-        names = (patching.variable_name(data, frame) for frame in user_frames(patching.user_frame()))
+        data = walked.data
+        dataset = data.dataset()
+        if dataset is None:
+            return None
+        names = (patching.variable_name(dataset, frame) for frame in user_frames(patching.user_frame()))
         name = next((name for name in names if name), called)
-        found = guard.run("describe the data", datasets.describe, data, name, walked.length)
-        self._datasets.append((walked.dataset, found))
+        found = guard.run("describe the data", datasets.describe, dataset, name, data.length, data.part)
+        self._datasets.append((data, found))
         if found is not None:
             self._run.dataset(found, role)
             if role == "train":
@@ -188,17 +191,16 @@ class Epochs:
         return found
 
     def _prefix(self, walked: Pass) -> str:
-        dataset = walked.dataset()
-        under_way = [other.dataset for other in walked.pending.passes if other.stepped]
-        if any(ref() is dataset for ref in (*self._trained_on, *under_way)):
+        under_way = [other.data for other in walked.pending.passes if other.stepped]
+        if any(data.same(walked.data) for data in (*self._trained_on, *under_way)):
             return "train_eval"
-        for ref, known in self._evaluated_on:
-            if ref() is dataset:
+        for data, known in self._evaluated_on:
+            if data.same(walked.data):
                 return known
         taken = {known for _, known in self._evaluated_on} | {"train", "train_eval"}
         base = "val" if not self._evaluated_on else walked.name or "eval"
         prefix = next(name for name in (base, *(f"{base}_{i}" for i in range(2, 1000))) if name not in taken)
-        self._evaluated_on.append((walked.dataset, prefix))
+        self._evaluated_on.append((walked.data, prefix))
         return prefix
 
 

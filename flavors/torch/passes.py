@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard
+from flavors.torch.datasets import Data, length
 from flavors.torch.evaluation import Outputs
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class Pass:
     """One walk over a loader.
 
-    loader: its dataset, weakly, and what it is called in the user's code.
+    data: what it is over; name: what its loader is called in the user's code.
     waited: seconds that the loop waited for data; samples: how many it got; in batches of `batch_size`.
     logged_elsewhere: whether whoever walks it logs what it evaluates itself.
     ahead: how many batches had been fetched before anything was done with the first; lingers: whether the iterator has
@@ -60,10 +61,9 @@ class Pass:
         "begun",
         "correct",
         "cost",
-        "dataset",
+        "data",
         "dataset_class",
         "iterator",
-        "length",
         "lingers",
         "logged_elsewhere",
         "losses",
@@ -85,10 +85,8 @@ class Pass:
     ) -> None:
         """under_way: all passes, of which this one takes itself out when it ends."""
         self._open = under_way
-        dataset = loader.dataset
-        self.dataset = weakref.ref(dataset) if type(dataset).__weakrefoffset__ else lambda: dataset
-        self.dataset_class = type(dataset).__name__
-        self.length = _length(dataset)
+        self.data = Data(loader)
+        self.dataset_class = type(loader.dataset).__name__
         self._loader = weakref.ref(loader)
         self.batch_size: int | None = loader.batch_size
         self.name = name
@@ -224,7 +222,7 @@ class Pass:
         if self.ahead or pending.stepped == self._stepped_at or pending.holds():
             return False
         loader = self._loader()
-        return loader is not None and self._batches == _length(loader)
+        return loader is not None and self._batches == length(loader)
 
     def end(self) -> None:
         """Say what it was."""
@@ -245,11 +243,6 @@ class Pass:
             for other in pending.passes:
                 other.spoken_for = True
             training.epoch(self)
-
-
-def _length(data: Any) -> int | None:
-    """Return how many items a dataset or batches a loader has, None where it does not know."""
-    return guard.attempt(len, data).value if hasattr(type(data), "__len__") else None
 
 
 def _may_lag(frame: FrameType) -> bool:

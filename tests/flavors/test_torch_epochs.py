@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import autolog
 from autolog import Checkpoints
@@ -438,3 +438,32 @@ def test_data_that_cannot_be_told_apart_is_no_dataset():
             yield torch.zeros(2)
 
     assert datasets.describe(Endless(), "x", None) is None
+
+
+@pytest.mark.parametrize("as_batches", [False, True])
+def test_folds_of_one_dataset_by_samplers_are_different_data(recorder, as_batches):
+    """``SubsetRandomSampler`` over a dataset that both loaders share: what is held out is not the training's."""
+
+    def loader(indices):
+        sampler = SubsetRandomSampler(indices)
+        if as_batches:
+            return DataLoader(whole, batch_sampler=BatchSampler(sampler, 5, drop_last=False))
+        return DataLoader(whole, batch_size=5, sampler=sampler)
+
+    recorder.start()
+    whole, model = dataset(), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training, held_out = list(range(15)), list(range(15, 20))
+    expected = []
+    for _ in range(2):
+        train_pass(model, optimizer, loader(training))
+        expected.append((evaluate(model, loader(held_out)), evaluate(model, loader(training[::-1]))))
+    autolog.disable()
+    run = recorder.run()
+    for i, name in enumerate(("val", "train_eval")):
+        for j, metric in enumerate(("loss", "accuracy")):
+            found = [value for _, value in recorder.history(run, f"{name}_{metric}")]
+            assert found == [pytest.approx(each[i][j], rel=1e-6) for each in expected], (name, metric)
+    inputs = {each.tags[0].value: json.loads(each.dataset.profile) for each in run.inputs.dataset_inputs}
+    assert {role: profile["num_rows"] for role, profile in inputs.items()} == {"train": 15, "eval": 5}
+    assert run.data.params["dataset_length"] == "20"
