@@ -98,7 +98,7 @@ class Epochs:
         """
         at, step = now(), entry.steps - 1
         prefix = self._prefix(walked)
-        called = evaluation.names(walked.losses, walked.pending.functions, prefix)
+        called = evaluation.names(walked.losses, walked.pending.functions, walked.pending.whole, prefix)
         values: dict[str, Any] = {}
         for name, (total, size, _) in walked.losses.items():
             if size:

@@ -123,7 +123,7 @@ def see(
     if scores is None or not scores.dim() or result.dim():
         return
     if training:
-        pending.computes(name)
+        pending.computes(name, result)
     elif inner.stepped:
         return
     else:
@@ -226,13 +226,17 @@ class Outputs:
         return [torch.cat(batches).float().numpy() for batches in found]
 
 
-def names(evaluated: Mapping[str, Any], trained: Collection[str], prefix: str) -> dict[str, str]:
+def names(
+    evaluated: Mapping[str, Any], trained: Collection[str], whole: Collection[str], prefix: str
+) -> dict[str, str]:
     """Return the metric name of each function's mean: ``<prefix>_loss`` for the one that the training uses.
 
-    Where the training uses several, or another one, each is called ``<prefix>_<function>``.
+    trained: the functions that the training uses; whole: those whose result is the loss. Where it uses several,
+    another one, or one as a part of its loss only, each is called ``<prefix>_<function>``: what the user makes of it in
+    an evaluation is not known.
     """
     only = next(iter(trained)) if len(trained) == 1 else None
-    return {name: f"{prefix}_loss" if name == only else f"{prefix}_{name}" for name in evaluated}
+    return {name: f"{prefix}_loss" if name == only and only in whole else f"{prefix}_{name}" for name in evaluated}
 
 
 __all__ = ["FUNCTIONS", "Budget", "Outputs", "names", "see", "wrap"]

@@ -32,9 +32,20 @@ _LIMIT = 10_000
 #: that is not.
 _PLAIN, _NEVER = 16, -(10**12)
 
+#: How many losses of a training are compared with what loss functions have returned.
+_LOOKS = 32
+
 #: What is kept of one loss: its value, or (value, divisor or 0, factor or None, whole or None) where it is the result
 #: of a division or multiplication; see :func:`_root`.
 Kept = Any
+#: See :func:`origin`.
+Origin = tuple[str, tuple[str, ...]]
+#: What gives the same number again.
+_COPIES = frozenset(
+    f"{name}Backward{i}"
+    for name in ("Alias", "Clone", "ReshapeAlias", "Squeeze", "ToCopy", "Unsqueeze", "View")
+    for i in range(3)
+)
 #: ``at::Reduction::Sum``, as functions of losses keep it for their gradient.
 _SUM = 2
 
@@ -43,6 +54,7 @@ class Pending:
     """The losses of one thread that no optimizer step has used yet, and the step under way."""
 
     __slots__ = (
+        "_looks",
         "_tensor",
         "_unused",
         "batches",
@@ -56,6 +68,7 @@ class Pending:
         "known",
         "lingering",
         "losses",
+        "made",
         "passes",
         "searching",
         "seen_in",
@@ -64,6 +77,7 @@ class Pending:
         "stepping",
         "training",
         "unscaled",
+        "whole",
     )
 
     def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
@@ -96,6 +110,12 @@ class Pending:
         self.stepped = 0
         #: The loss functions that the training uses, each with the value of :attr:`stepped` at its last call.
         self.functions: dict[str, int] = {}
+        #: How each came about, as :func:`origin` has it; and those that are the loss, not only a part of it, likewise
+        #: with the value of :attr:`stepped` when that was seen last.
+        self.made: dict[str, Origin] = {}
+        self.whole: dict[str, int] = {}
+        #: How many losses are still to be compared with what loss functions returned.
+        self._looks = _LOOKS
         #: The last that was called, and when, which :attr:`functions` need not know yet.
         self.function = ""
         self.called = 0
@@ -204,6 +224,10 @@ class Pending:
         value = tensor.item() if tensor.is_cpu else _later(tensor)
         if value is None or type(value) is complex:
             return
+        if self.made and self._looks:
+            self._looks -= 1
+            made = origin(tensor.grad_fn)
+            self.whole.update((name, self.stepped) for name, by in self.made.items() if by == made)
         if not (first and site.plain >= _PLAIN and type(value) is float):
             node = tensor.grad_fn
             kind = type(node).__name__
@@ -248,11 +272,15 @@ class Pending:
         if self.function:
             self.functions[self.function] = self.called
         self.functions = {name: at for name, at in self.functions.items() if at == self.stepped - 1}
+        self.made = {name: made for name, made in self.made.items() if name in self.functions}
+        self.whole = {name: at for name, at in self.whole.items() if at == self.stepped - 1}
+        self._looks = _LOOKS
         self.function = ""
         self.budget = Budget()
 
-    def computes(self, function: str) -> None:
-        """Note that a loss function is called to be differentiated."""
+    def computes(self, function: str, result: Any) -> None:
+        """Note that a loss function has returned what is to be differentiated."""
+        self.made[function] = origin(result.grad_fn)
         if self.function:
             self.functions[self.function] = self.called
         self.function, self.called = function, self.stepped
@@ -326,6 +354,28 @@ def _root(node: Any, kind: str) -> tuple[int, Any, Any]:
             break
         node, kind = before, type(before).__name__
     return 0, factor, None
+
+
+def origin(node: Any) -> Origin:
+    """Return how a loss came about: the operation that made it, and those that made what it was made of.
+
+    Without what is done to a finished loss: multiplied or divided by a number, copied, averaged where it is one alone.
+    """
+    while node is not None:
+        kind = type(node).__name__
+        if kind in ("DivBackward0", "MulBackward0"):
+            other = node._saved_other
+            if other is None or other.numel() != 1 or other.requires_grad:
+                break
+        elif kind in ("MeanBackward0", "SumBackward0"):
+            if math.prod(int(size) for size in node._saved_self_sym_sizes) != 1:
+                break
+        elif kind not in _COPIES:
+            break
+        node = node.next_functions[0][0]
+    if node is None:
+        return "", ()
+    return type(node).__name__, tuple(type(each).__name__ for each, _ in node.next_functions)
 
 
 def _summed(node: Any) -> float | None:

@@ -125,7 +125,9 @@ class Recorder:
             entry.refused = True
             return None, None
         waiting = self.registry.waiting(threading.get_ident())
-        others = [other for other in waiting if other is not entry]
+        # One that wraps this one, as SAM and Lookahead do, trains nothing else.
+        mine = {id(parameter) for parameter in entry.parameters()}
+        others = [other for other in waiting if not mine.issuperset(id(p) for p in other.parameters())]
         newest = max((other.serial for other in waiting), default=entry.serial)
         pending.begin()
         run = runtime.open_run("torch")

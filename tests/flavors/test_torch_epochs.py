@@ -467,3 +467,70 @@ def test_folds_of_one_dataset_by_samplers_are_different_data(recorder, as_batche
     inputs = {each.tags[0].value: json.loads(each.dataset.profile) for each in run.inputs.dataset_inputs}
     assert {role: profile["num_rows"] for role, profile in inputs.items()} == {"train": 15, "eval": 5}
     assert run.data.params["dataset_length"] == "20"
+
+
+class Scored(nn.Module):
+    """A loss around a function of torch's. KINDS: how it is made of that, and what an evaluation is called then."""
+
+    KINDS = (
+        ("plain", "val_loss"),
+        ("scaled", "val_loss"),
+        ("averaged", "val_loss"),
+        ("penalised", "val_cross_entropy"),
+        ("twice", "val_cross_entropy"),
+        ("smoothed", "val_loss"),
+        ("smoothed and penalised", "val_cross_entropy"),
+    )
+
+    def __init__(self, kind, model):
+        super().__init__()
+        self.kind, self.model = kind, [model]
+
+    def forward(self, scores, y):
+        loss = F.cross_entropy(scores, y, label_smoothing=0.1 if "smoothed" in self.kind else 0.0)
+        if self.kind == "twice":
+            return loss + F.cross_entropy(scores, y)
+        if self.kind == "scaled":
+            return loss / 4
+        if self.kind == "averaged":
+            return loss.double().reshape(1).mean()
+        if "penalised" in self.kind:
+            return loss + 0.01 * self.model[0][0].weight.square().sum()
+        return loss
+
+
+@pytest.mark.parametrize(("kind", "name"), Scored.KINDS)
+def test_part_of_a_loss_is_not_called_the_loss_of_an_evaluation(recorder, kind, name):
+    """``val_loss`` is the mean of what is minimised; of a sum of which only a part is seen, the part's name is said."""
+    recorder.start(log_models=False)
+    model = net()
+    criterion = Scored(kind, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_pass(model, optimizer, DataLoader(dataset(), batch_size=5), criterion)
+    evaluate(model, DataLoader(dataset(10, seed=2), batch_size=5), criterion)
+    autolog.disable()
+    run = recorder.run()
+    assert [key for key in run.data.metrics if key.startswith("val_") and key != "val_accuracy"] == [name]
+
+
+def test_another_function_looked_at_while_training_is_not_the_loss(recorder):
+    """A loss of the user's own formula, and one of torch's for the eye."""
+    recorder.start(log_models=False)
+    model = net(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    own = lambda scores, y: (scores[:, 0] - y).square().mean()  # noqa: E731
+    training, held_out = DataLoader(dataset(), batch_size=5), DataLoader(dataset(10, seed=2), batch_size=5)
+    for X, y in training:
+        optimizer.zero_grad()
+        scores = model(X)
+        own(scores, y.float()).backward()
+        F.l1_loss(scores[:, 0], y.float())
+        optimizer.step()
+    total = 0.0
+    with torch.no_grad():
+        for X, y in held_out:
+            total += F.l1_loss(model(X)[:, 0], y.float()).item() * len(y)
+    autolog.disable()
+    run = recorder.run()
+    assert "val_loss" not in run.data.metrics
+    assert run.data.metrics["val_l1_loss"] == pytest.approx(total / 10)

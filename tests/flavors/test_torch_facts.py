@@ -233,3 +233,31 @@ def test_memory_of_a_long_training_is_bounded(recorder):
     points = recorder.history(run, "loss")
     assert 2000 < len(points) < 20_000
     assert points[-1] == (count - 1, loss.item())
+
+
+def test_an_optimizer_that_wraps_another_is_no_second_one(recorder):
+    """As SAM does, which never steps itself: names need no variable to tell the two apart."""
+
+    class Sharpness(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"rho": 0.05})
+            self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+            self.param_groups = self.base_optimizer.param_groups
+
+        @torch.no_grad()
+        def second_step(self):
+            self.base_optimizer.step()
+
+    recorder.start(log_models=False)
+    model = nn.Linear(4, 1)
+    optimizer = Sharpness(model.parameters())
+    X = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(X).square().mean()
+        loss.backward()
+        optimizer.second_step()
+    autolog.disable()
+    run = recorder.run()
+    assert recorder.history(run, "learning_rate") == [(0, 0.1), (1, 0.1), (2, 0.1)]
+    assert {"loss", "grad_norm", "learning_rate"} >= set(run.data.metrics)
