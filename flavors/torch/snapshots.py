@@ -64,12 +64,14 @@ def take(
     _refuse_spread(module, tensors)
     before = [_version(tensor) for tensor in tensors]
     plain = [tensor for tensor in tensors if type(tensor) in (torch.Tensor, torch.nn.Parameter)]
-    shadow.begin([*plain, *(state.tensors() if state is not None else ())])
-    memo: dict[int, Any] = {id(tensor): shadow.copy(tensor) for tensor in plain}
-    if state is not None:
-        state.copy(shadow)
-    shadow.finish()
-    copied = copies.module(module, memo)
+    # An evaluation may end, and a checkpoint be due, in the user's inference mode: what is made there is no parameter.
+    with torch.inference_mode(False):
+        shadow.begin([*plain, *(state.tensors() if state is not None else ())])
+        memo: dict[int, Any] = {id(tensor): shadow.copy(tensor) for tensor in plain}
+        if state is not None:
+            state.copy(shadow)
+        shadow.finish()
+        copied = copies.module(module, memo)
     if [_version(tensor) for tensor in tensors] != before:
         raise Torn("it was trained on meanwhile")
     found: set[str] = {"torch", "cloudpickle"}

@@ -13,6 +13,7 @@ import mlflow
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import autolog
 from autolog import Checkpoints, guard
@@ -395,3 +396,40 @@ def test_score_may_come_before_its_checkpoint_is_written():
     assert shelf.add("b", 2.0) == ()
     assert shelf.add("c", 3.0) == ("b",)
     assert shelf.score("c", 0.5) == ("a",)
+
+
+def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder, monkeypatch):
+    """An evaluation under ``torch.inference_mode`` ends, and with it the first checkpoint is taken, inside of it."""
+    monkeypatch.setattr("autolog.checkpoints.AUTO_SHARE", 0.0)
+    recorder.start(checkpoints=Checkpoints(keep_last=5, keep_best=5))
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    X, y = data()
+    training, held_out = TensorDataset(X, y), TensorDataset(X[:8], y[:8])
+    weights = {}
+    for epoch in range(3):
+        model.train()
+        for features, target in DataLoader(training, batch_size=4):
+            optimizer.zero_grad()
+            mse(model(features), target).backward()
+            optimizer.step()
+        scheduler.step()
+        model.eval()
+        with torch.inference_mode():
+            for features, target in DataLoader(held_out, batch_size=4):
+                mse(model(features), target)
+        weights[epoch * 3 + 2] = model[0].weight.detach().clone()
+    autolog.disable()
+    run = recorder.run()
+    assert [step for step, _ in recorder.history(run, "val_loss")] == [2, 5, 8]
+    models = {one.name: one for one in recorder.models()}
+    assert "model" in models and len(models) > 1
+    mlflow.set_tracking_uri(recorder.store_uri)
+    for name, one in models.items():
+        loaded = mlflow.pytorch.load_model(f"models:/{one.model_id}")
+        step = 8 if name == "model" else int(name.split("-")[1])
+        assert torch.equal(loaded[0].weight, weights[step]), name
+        loaded.train()
+        mse(loaded(X), y).backward()  # Its parameters can be trained.
+        assert loaded[0].weight.grad is not None
