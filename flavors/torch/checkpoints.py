@@ -19,6 +19,7 @@ from autolog import guard
 from autolog.checkpoints import RESUMABLE, Schedule, Shelf
 from autolog.datasets import Dataset
 from autolog.models import ModelSnapshot
+from autolog.records import now
 from autolog.run import Run
 from flavors.torch import models, randomness, snapshots, state
 from flavors.torch.copies import Shadow
@@ -42,7 +43,7 @@ _PAUSE = 9.0
 class Root:
     """A whole model of the training. Held strongly, and only until the run ends."""
 
-    __slots__ = ("failed", "module", "name", "pool", "shelf", "signature")
+    __slots__ = ("failed", "module", "name", "pool", "replaced", "shelf", "signature")
 
     def __init__(self, name: str, module: Module, shelf: Shelf) -> None:
         self.name = name
@@ -53,6 +54,8 @@ class Root:
         self.pool = _Pool()
         #: It cannot be copied; said once.
         self.failed = False
+        #: After how many updates, and since when, it has other weights than these gave it; None where it never had.
+        self.replaced: tuple[int, int] | None = None
 
 
 class _Pool:
@@ -236,6 +239,13 @@ class Checkpointer:
             return None
         return self._current.get(entry.root)
 
+    def replaced(self, root: Root) -> None:
+        """Say that a model has got other weights, such as the best again: what was said of its last is not of these."""
+        steps = max((entry.steps for entry in self._entries if entry.root is root), default=0)
+        # What was said in this very millisecond was said before.
+        root.replaced = steps, now() + 1
+        self._current.pop(root, None)
+
     def evaluated(self, entry: Entry, shown: Row) -> str | None:
         """Say what an evaluation of the weights as they are now has shown; return the key to link it to, if any.
 
@@ -289,10 +299,12 @@ class Checkpointer:
             one = self._copy(root, name, step, [], force=True)
             if one is None:
                 continue
+            replaced = root.replaced[1] if root.replaced and root.replaced[0] == newest.steps else None
             # What the user logged by hand since the last step is about this model, if there is only one.
-            since = at if len(self._roots) == 1 else None
+            since = (replaced or at) if len(self._roots) == 1 else None
             self._declare(one, register=status == "FINISHED", since=since)
-            self._link_again(one, Row(values, step, at, dataset=self.dataset))
+            if replaced is None:
+                self._link_again(one, Row(values, step, at, dataset=self.dataset))
             guard.run("save the state of the training", one.state.complete, anew=True)
             self._write(one, shelve=False)
 

@@ -7,6 +7,7 @@
   unlike a wrapped ``step`` they do not meet the wrappers that optimizers and schedulers put on it.
 * ``Optimizer.zero_grad``: where it leaves zeros, that gradients were thrown away cannot be seen otherwise.
 * ``Optimizer.load_state_dict``: to know the state that outlives the optimizer, for the last checkpoint.
+* ``Module.load_state_dict``: to know that a model is no longer what its last update made of it, such as the best again.
 * ``Optimizer.__init__``: to see which module's ``parameters()`` an optimizer gets, before it consumes them.
 """
 
@@ -91,6 +92,7 @@ class TorchFlavor(Flavor):
         self._patch_backward(module, recorder)
         self._patch_init(Optimizer, recorder)
         self._patch_load(Optimizer, recorder)
+        self._patch_weights(module.nn.Module, recorder)
         self._patch_zero(Optimizer, recorder)
         for connector in CONNECTORS:
             self.when_imported(connector, lambda found: patch_connector(found, recorder, self._replace))
@@ -190,6 +192,17 @@ class TorchFlavor(Flavor):
             guard.run("see an optimizer's new state", recorder.loaded, self)
 
         self._replace(optimizer_class, "load_state_dict", original, load_state_dict)
+
+    def _patch_weights(self, module_class: Any, recorder: Recorder) -> None:
+        original = module_class.load_state_dict
+
+        @functools.wraps(original)
+        def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            guard.run("see a model's new weights", recorder.replaced, self)
+            return result
+
+        self._replace(module_class, "load_state_dict", original, load_state_dict)
 
     def _patch_zero(self, optimizer_class: Any, recorder: Recorder) -> None:
         original = optimizer_class.zero_grad

@@ -17,6 +17,7 @@ from flavors.torch.sites import find
 from flavors.torch.training import Training
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from torch.optim import Optimizer
 
 
@@ -182,6 +183,12 @@ class Recorder:
         entry.restored = True
         if entry.kept is not None:
             entry.keep(optimizer)
+
+    def replaced(self, module: Module) -> None:
+        """Note that `module` has got other weights, which may be those of a model that is trained."""
+        for training in self._trainings:
+            if not training.ended:
+                training.replaced(module)
 
     # -- the end --------------------------------------------------------------------------------------------------
 

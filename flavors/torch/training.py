@@ -299,6 +299,13 @@ class Training:
         if entry is not None and entry.steps and walked.losses and not walked.logged_elsewhere:
             self.epochs.evaluated(walked, entry)
 
+    def replaced(self, module: Module) -> None:
+        """Note that `module`, perhaps one of this training's, has got other weights than the last update gave it."""
+        if any(id(p) in trained for p in module.parameters() for trained in self._trained):
+            for root in self.roots:
+                if root.module is not None and _share(root.module, module):
+                    self.checkpoints.replaced(root)
+
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""
         for entry in self.entries:
@@ -383,6 +390,12 @@ class Training:
         for entry in self.entries:
             entry.probe = entry.root = entry.apart = entry.kept = None
             entry.series = entry.sampler = None
+
+
+def _share(one: Module, other: Module) -> bool:
+    """Return whether two modules have parameters in common."""
+    of_one = {id(parameter) for parameter in one.parameters()}
+    return any(id(parameter) in of_one for parameter in other.parameters())
 
 
 __all__ = ["Root", "Training"]

@@ -398,10 +398,9 @@ def test_score_may_come_before_its_checkpoint_is_written():
     assert shelf.score("c", 0.5) == ("a",)
 
 
-def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder, monkeypatch):
+def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder):
     """An evaluation under ``torch.inference_mode`` ends, and with it the first checkpoint is taken, inside of it."""
-    monkeypatch.setattr("autolog.checkpoints.AUTO_SHARE", 0.0)
-    recorder.start(checkpoints=Checkpoints(keep_last=5, keep_best=5))
+    recorder.start()
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -420,6 +419,7 @@ def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder, monkeypa
             for features, target in DataLoader(held_out, batch_size=4):
                 mse(model(features), target)
         weights[epoch * 3 + 2] = model[0].weight.detach().clone()
+        assert autolog.flush(30)  # What the checkpoint was copied into can be used again.
     autolog.disable()
     run = recorder.run()
     assert [step for step, _ in recorder.history(run, "val_loss")] == [2, 5, 8]
@@ -433,3 +433,53 @@ def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder, monkeypa
         loaded.train()
         mse(loaded(X), y).backward()  # Its parameters can be trained.
         assert loaded[0].weight.grad is not None
+
+
+def test_weights_loaded_after_the_last_step_are_not_credited_with_its_metrics(recorder):
+    """The usual end of early stopping: the best weights again, and a test of these."""
+    recorder.start(checkpoints=Checkpoints("epoch", keep_last=5))
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    X, y = data()
+    train_loader = DataLoader(TensorDataset(X, y), batch_size=4)
+    val_loader = DataLoader(TensorDataset(X[:8], y[:8]), batch_size=4)
+    test_loader = DataLoader(TensorDataset(X[8:], y[8:]), batch_size=4)
+
+    def evaluate(loader):
+        with torch.no_grad():
+            for features, target in loader:
+                mse(model(features), target)
+
+    best = {}
+    for epoch in range(3):
+        for features, target in train_loader:
+            optimizer.zero_grad()
+            mse(model(features), target).backward()
+            optimizer.step()
+        evaluate(val_loader)
+        if epoch == 0:
+            best = copy.deepcopy(model.state_dict())
+    time.sleep(0.01)
+    model.load_state_dict(best)
+    evaluate(test_loader)
+    mlflow.set_tracking_uri(recorder.store_uri)
+    autolog.disable()
+    run = recorder.run()
+    models = {one.name: one for one in recorder.models()}
+    linked = {name: {metric.key for metric in one.metrics or []} for name, one in models.items()}
+    assert linked["model"] == {"eval_loss"}
+    assert "val_loss" in linked["checkpoint-8"] and "eval_loss" not in linked["checkpoint-8"]
+    assert recorder.history(run, "eval_loss")[0][0] == 8
+    loaded = mlflow.pytorch.load_model(f"models:/{models['model'].model_id}")
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in best.items())
+
+
+def test_weights_loaded_between_steps_change_nothing_in_the_end(recorder):
+    recorder.start(checkpoints=Checkpoints("end"))
+    model = net()
+    start = copy.deepcopy(model.state_dict())
+    losses = train(model, 4, lambda step: model.load_state_dict(start) if step == 1 else None)
+    autolog.disable()
+    recorder.run()
+    (one,) = recorder.models()
+    assert {metric.key: metric.value for metric in one.metrics}["loss"] == losses[-1]
