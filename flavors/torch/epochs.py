@@ -9,6 +9,7 @@ from autolog import guard, patching, predictions
 from autolog.records import now
 from autolog.run import Run
 from flavors.torch import datasets, evaluation
+from flavors.torch.passes import TRANSFORMERS
 from flavors.torch.sites import user_frames
 from flavors.torch.values import Drain, Later, Row
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from flavors.torch.losses import Pending
     from flavors.torch.optimizers import Entry
     from flavors.torch.passes import Pass
+
+
+#: What metrics of the first data evaluated on are called, and of the data that is trained on.
+FIRST, OWN = "val", "train_eval"
 
 
 class Epochs:
@@ -98,6 +103,8 @@ class Epochs:
         """
         at, step = now(), entry.steps - 1
         prefix = self._prefix(walked)
+        if walked.trainer == TRANSFORMERS and prefix not in (FIRST, OWN):
+            return  # Its loaders have no names, and what it logs has one.
         called = evaluation.names(walked.losses, walked.pending.functions, walked.pending.whole, prefix)
         values: dict[str, Any] = {}
         for name, (total, size, _) in walked.losses.items():
@@ -193,12 +200,12 @@ class Epochs:
     def _prefix(self, walked: Pass) -> str:
         under_way = [other.data for other in walked.pending.passes if other.stepped]
         if any(data.same(walked.data) for data in (*self._trained_on, *under_way)):
-            return "train_eval"
+            return OWN
         for data, known in self._evaluated_on:
             if data.same(walked.data):
                 return known
-        taken = {known for _, known in self._evaluated_on} | {"train", "train_eval"}
-        base = "val" if not self._evaluated_on else walked.name or "eval"
+        taken = {known for _, known in self._evaluated_on} | {"train", OWN}
+        base = FIRST if not self._evaluated_on else walked.name or "eval"
         prefix = next(name for name in (base, *(f"{base}_{i}" for i in range(2, 1000))) if name not in taken)
         self._evaluated_on.append((walked.data, prefix))
         return prefix

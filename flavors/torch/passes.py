@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard
+from flavors.torch import transformers
 from flavors.torch.datasets import Data, length
 from flavors.torch.evaluation import Outputs
 
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
     from flavors.torch.losses import Pending, Threads
 
 
+#: See :attr:`Pass.trainer`.
+LIGHTNING, TRANSFORMERS = "lightning", "transformers"
+
+
 class Pass:
     """One walk over a loader.
 
     data: what it is over; name: what its loader is called in the user's code.
     waited: seconds that the loop waited for data; samples: how many it got; in batches of `batch_size`.
-    logged_elsewhere: whether whoever walks it logs what it evaluates itself.
+    trainer: the package whose Trainer walks it, which logs what it evaluates itself; "" for the user's own loop.
     ahead: how many batches had been fetched before anything was done with the first; lingers: whether the iterator has
     nothing more, while batches that were fetched ahead are still to be used; survives: whether it does so without its
     iterator; worked: when the last of them was used.
@@ -65,7 +70,6 @@ class Pass:
         "dataset_class",
         "iterator",
         "lingers",
-        "logged_elsewhere",
         "losses",
         "name",
         "outputs",
@@ -76,6 +80,7 @@ class Pass:
         "spoken_for",
         "started",
         "survives",
+        "trainer",
         "waited",
         "worked",
     )
@@ -108,7 +113,7 @@ class Pass:
         self.waited = 0.0
         self.samples = 0
         self.spoken_for = False
-        self.logged_elsewhere = _by_lightning()
+        self.trainer = _trainer()
         self.losses: dict[str, list[Any]] = {}
         self.outputs = Outputs()
         self.predicted: list[Any] = []
@@ -254,14 +259,17 @@ def _may_lag(frame: FrameType) -> bool:
     return bool(code.co_flags & inspect.CO_GENERATOR) or code.co_code[frame.f_lasti] != opcode.opmap["FOR_ITER"]
 
 
-def _by_lightning() -> bool:
-    """Return whether Lightning's Trainer walks the loader that is asked for its iterator now."""
+def _trainer() -> str:
+    """Return the package whose Trainer walks the loader that is asked for its iterator now; "" where none does."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in ("lightning", "pytorch_lightning"):
-            return True
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in ("lightning", "pytorch_lightning"):
+            return LIGHTNING
+        if module == transformers.MODULE:
+            return TRANSFORMERS
         frame = frame.f_back
-    return False
+    return ""
 
 
 class Passes:

@@ -17,6 +17,7 @@ from flavors.torch.checkpoints import Checkpointer, Root
 from flavors.torch.epochs import Epochs
 from flavors.torch.gradients import Sampler
 from flavors.torch.models import Visible
+from flavors.torch.passes import LIGHTNING
 from flavors.torch.series import Series
 from flavors.torch.values import Drain, Later, Row, number
 
@@ -296,7 +297,7 @@ class Training:
     def evaluated(self, walked: Pass) -> None:
         """Record what a pass without steps showed. Lightning logs its evaluations itself."""
         entry = self._leader
-        if entry is not None and entry.steps and walked.losses and not walked.logged_elsewhere:
+        if entry is not None and entry.steps and walked.losses and walked.trainer != LIGHTNING:
             self.epochs.evaluated(walked, entry)
 
     def replaced(self, module: Module) -> None:

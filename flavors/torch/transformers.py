@@ -47,7 +47,8 @@ def _logged(recorder: Recorder, trainer: Any, logs: Mapping[str, Any]) -> None:
     if training is None or training.ended or _logs_to_mlflow(trainer):
         return
     values = {name: number(value) for name, value in logs.items() if name not in _OF_UPDATES and is_number(value)}
-    training.logged(values, evaluation=any(name.startswith("eval_") for name in values))
+    evaluation = any(name.endswith("_runtime") and name != "train_runtime" for name in values)
+    training.logged(values, evaluation=evaluation)
 
 
 def _logs_to_mlflow(trainer: Any) -> bool:

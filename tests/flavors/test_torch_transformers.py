@@ -136,3 +136,39 @@ def test_where_the_trainer_logs_to_mlflow_its_names_are_left_to_it(recorder, tmp
     assert [step for step, _ in recorder.history(run, "eval_loss")] == [4, 8]
     assert run.info.status == "FINISHED"
     recorder.take_problems()  # A parameter that both have, with different values: theirs stays.
+
+
+def test_the_best_model_again_and_a_test_of_it(recorder, tmp_path):
+    """The last model is what was tested, not what the last update made; and no number gets into another's curve."""
+    recorder.start()
+    rows, eval_rows = Tokens(16, classes=True), Tokens(16, classes=True)
+    eval_rows.labels = 1 - eval_rows.labels  # The more is learnt, the worse.
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=3,
+        learning_rate=0.05,
+        per_device_train_batch_size=4,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(classifier(), arguments, train_dataset=rows, eval_dataset=eval_rows)
+    trainer.train()
+    tested = trainer.evaluate(Tokens(12, classes=True), metric_key_prefix="test")
+    evaluated = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
+    best = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert trainer.state.best_metric == min(evaluated) < evaluated[-1], "the last is to be none of the best"
+    del trainer
+    autolog.disable()
+    run = recorder.run()
+    assert [value for _, value in recorder.history(run, "eval_loss")] == evaluated
+    assert recorder.history(run, "test_loss") == [(11, tested["test_loss"])]
+    (last,) = (one for one in recorder.models() if one.name == "model")
+    assert not {"loss", "eval_loss", "val_loss"} & {metric.key for metric in last.metrics}
+    assert {metric.key: metric.value for metric in last.metrics}["test_loss"] == tested["test_loss"]
+    mlflow.set_tracking_uri(recorder.store_uri)
+    loaded = mlflow.pytorch.load_model(f"models:/{last.model_id}").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in best.items())
