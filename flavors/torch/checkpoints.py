@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autolog import guard
 from autolog.checkpoints import RESUMABLE, Schedule, Shelf
@@ -40,6 +41,12 @@ _QUEUE = 16
 _PAUSE = 9.0
 
 
+#: See :meth:`Root.weights`.
+Weights = tuple[float, ...]
+#: How many parameters of a model that looks at, and of how many evaluations it is kept.
+_SAMPLED, _EVALUATIONS = 32, 256
+
+
 class Root:
     """A whole model of the training. Held strongly, and only until the run ends."""
 
@@ -54,8 +61,29 @@ class Root:
         self.pool = _Pool()
         #: It cannot be copied; said once.
         self.failed = False
-        #: After how many updates, and since when, it has other weights than these gave it; None where it never had.
-        self.replaced: tuple[int, int] | None = None
+        #: Whether it has got other weights than its last updates gave it; None where it never has.
+        self.replaced: _Replaced | None = None
+
+    def weights(self) -> Weights | None:
+        """Return a sample of the trained weights that is another after any update; None for what is on a device."""
+        import torch
+
+        if self.module is None:
+            return None
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad and parameter.numel()]
+        # What is sharded would have to be asked of other processes.
+        if not trained or not all(type(each) is torch.nn.Parameter and each.is_cpu for each in trained):
+            return None
+        sample = trained[:: -(-len(trained) // _SAMPLED)]
+        return tuple(parameter[(end,) * parameter.dim()].item() for parameter in sample for end in (0, -1))
+
+
+class _Replaced(NamedTuple):
+    """Other weights that a model has got: after how many updates and when, and what evaluations had shown of them."""
+
+    steps: int
+    since: int
+    shown: list[Row]
 
 
 class _Pool:
@@ -169,6 +197,8 @@ class Checkpointer:
         self._generators: dict[str, Any] = {}
         #: (keys, values) of evaluations whose values are still to be recorded.
         self._unscored: list[tuple[Mapping[Root, str], Mapping[str, Any]]] = []
+        #: What the last evaluations have shown, and of which weights.
+        self._evaluated: deque[tuple[dict[Root, Weights | None], Row]] = deque(maxlen=_EVALUATIONS)
         self.epochs = 0
         self.dataset: Dataset | None = None
 
@@ -239,11 +269,15 @@ class Checkpointer:
             return None
         return self._current.get(entry.root)
 
-    def replaced(self, root: Root) -> None:
-        """Say that a model has got other weights, such as the best again: what was said of its last is not of these."""
+    def replaced(self, root: Root, weights: Weights | None) -> None:
+        """Say that a model has got other weights: what was said of its last is not of these.
+
+        weights: what they are, where that is known; they may be those of an earlier evaluation, as the best again.
+        """
         steps = max((entry.steps for entry in self._entries if entry.root is root), default=0)
+        shown = [row for of, row in self._evaluated if weights is not None and of.get(root) == weights]
         # What was said in this very millisecond was said before.
-        root.replaced = steps, now() + 1
+        root.replaced = _Replaced(steps, now() + 1, shown)
         self._current.pop(root, None)
 
     def evaluated(self, entry: Entry, shown: Row) -> str | None:
@@ -253,6 +287,8 @@ class Checkpointer:
         """
         values = shown.values
         score = values.get(self._policy.monitor)
+        if self._run.config.log_models:
+            self._evaluated.append(({root: root.weights() for root in self._roots}, shown))
         key = self.current(entry)
         if score is None or self._schedule is None:
             return key
@@ -299,12 +335,13 @@ class Checkpointer:
             one = self._copy(root, name, step, [], force=True)
             if one is None:
                 continue
-            replaced = root.replaced[1] if root.replaced and root.replaced[0] == newest.steps else None
+            replaced = root.replaced if root.replaced is not None and root.replaced.steps == newest.steps else None
             # What the user logged by hand since the last step is about this model, if there is only one.
-            since = (replaced or at) if len(self._roots) == 1 else None
-            self._declare(one, register=status == "FINISHED", since=since)
-            if replaced is None:
-                self._link_again(one, Row(values, step, at, dataset=self.dataset))
+            since = at if replaced is None else replaced.since
+            self._declare(one, register=status == "FINISHED", since=since if len(self._roots) == 1 else None)
+            shown = [Row(values, step, at, dataset=self.dataset)] if replaced is None else replaced.shown
+            for row in shown:
+                self._link_again(one, row)
             guard.run("save the state of the training", one.state.complete, anew=True)
             self._write(one, shelve=False)
 

@@ -198,8 +198,10 @@ class TorchFlavor(Flavor):
 
         @functools.wraps(original)
         def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+            before = guard.run("see a model's weights", recorder.weights, self)
             result = original(self, *args, **kwargs)
-            guard.run("see a model's new weights", recorder.replaced, self)
+            if before:
+                guard.run("see a model's new weights", recorder.replaced, before)
             return result
 
         self._replace(module_class, "load_state_dict", original, load_state_dict)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from flavors.torch.checkpoints import Root, Weights
+
 
 class Recorder:
     """All trainings of this process. wrapped_step: the code object that ``Optimizer.profile_hook_step`` runs."""
@@ -184,11 +186,17 @@ class Recorder:
         if entry.kept is not None:
             entry.keep(optimizer)
 
-    def replaced(self, module: Module) -> None:
-        """Note that `module` has got other weights, which may be those of a model that is trained."""
-        for training in self._trainings:
-            if not training.ended:
-                training.replaced(module)
+    def weights(self, module: Module) -> list[tuple[Training, Root, Weights | None]]:
+        """Return what the models that are trained, and that `module` is part of, have for weights now."""
+        found = [training for training in self._trainings if not training.ended]
+        return [(training, root, root.weights()) for training in found for root in training.roots_with(module)]
+
+    def replaced(self, before: list[tuple[Training, Root, Weights | None]]) -> None:
+        """Note that models have got other weights than they had before, unless these are the same."""
+        for training, root, weights in before:
+            now = root.weights()
+            if now is None or now != weights:
+                training.checkpoints.replaced(root, now)
 
     # -- the end --------------------------------------------------------------------------------------------------
 

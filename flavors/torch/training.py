@@ -300,12 +300,11 @@ class Training:
         if entry is not None and entry.steps and walked.losses and walked.trainer != LIGHTNING:
             self.epochs.evaluated(walked, entry)
 
-    def replaced(self, module: Module) -> None:
-        """Note that `module`, perhaps one of this training's, has got other weights than the last update gave it."""
-        if any(id(p) in trained for p in module.parameters() for trained in self._trained):
-            for root in self.roots:
-                if root.module is not None and _share(root.module, module):
-                    self.checkpoints.replaced(root)
+    def roots_with(self, module: Module) -> list[Root]:
+        """Return the models that have trained parameters in common with `module`."""
+        if not any(id(p) in trained for p in module.parameters() for trained in self._trained):
+            return []
+        return [root for root in self.roots if root.module is not None and _share(root.module, module)]
 
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""

@@ -435,41 +435,46 @@ def test_checkpoints_taken_in_inference_mode_are_whole_models(recorder):
         assert loaded[0].weight.grad is not None
 
 
-def test_weights_loaded_after_the_last_step_are_not_credited_with_its_metrics(recorder):
-    """The usual end of early stopping: the best weights again, and a test of these."""
+@pytest.mark.parametrize("best_epoch", [0, 2, None])
+def test_weights_loaded_after_the_last_step_have_the_metrics_of_where_they_are_from(recorder, best_epoch):
+    """The usual end of early stopping: the best weights again, and a test of these; or weights from elsewhere."""
     recorder.start(checkpoints=Checkpoints("epoch", keep_last=5))
     model = net()
+    best = copy.deepcopy(net(seed=7).state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     X, y = data()
     train_loader = DataLoader(TensorDataset(X, y), batch_size=4)
     val_loader = DataLoader(TensorDataset(X[:8], y[:8]), batch_size=4)
     test_loader = DataLoader(TensorDataset(X[8:], y[8:]), batch_size=4)
-
-    def evaluate(loader):
-        with torch.no_grad():
-            for features, target in loader:
-                mse(model(features), target)
-
-    best = {}
     for epoch in range(3):
         for features, target in train_loader:
             optimizer.zero_grad()
             mse(model(features), target).backward()
             optimizer.step()
-        evaluate(val_loader)
-        if epoch == 0:
+        with torch.no_grad():
+            for features, target in val_loader:
+                mse(model(features), target)
+        if epoch == best_epoch:
             best = copy.deepcopy(model.state_dict())
     time.sleep(0.01)
     model.load_state_dict(best)
-    evaluate(test_loader)
-    mlflow.set_tracking_uri(recorder.store_uri)
+    with torch.no_grad():
+        for features, target in test_loader:
+            mse(model(features), target)
     autolog.disable()
     run = recorder.run()
     models = {one.name: one for one in recorder.models()}
-    linked = {name: {metric.key for metric in one.metrics or []} for name, one in models.items()}
-    assert linked["model"] == {"eval_loss"}
-    assert "val_loss" in linked["checkpoint-8"] and "eval_loss" not in linked["checkpoint-8"]
-    assert recorder.history(run, "eval_loss")[0][0] == 8
+    linked = {name: {metric.key: metric.value for metric in one.metrics or []} for name, one in models.items()}
+    ((step, tested),) = recorder.history(run, "test_loss")
+    assert step == 8 and linked["model"]["test_loss"] == tested
+    evaluated = [value for _, value in recorder.history(run, "val_loss")]
+    assert linked["model"].get("val_loss") == (None if best_epoch is None else evaluated[best_epoch])
+    # The last update's own are those of its weights: which are the best, or are not the model's any more.
+    assert ("loss" in linked["model"]) == (best_epoch == 2)
+    assert linked["checkpoint-8"]["val_loss"] == evaluated[2] and ("test_loss" in linked["checkpoint-8"]) == (
+        best_epoch == 2
+    )
+    mlflow.set_tracking_uri(recorder.store_uri)
     loaded = mlflow.pytorch.load_model(f"models:/{models['model'].model_id}")
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in best.items())
 
