@@ -19,7 +19,7 @@ from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autolog import attempts, endings, figures, guard
+from autolog import attempts, endings, figures, garbage, guard
 from autolog.aside import Held, named
 from autolog.batches import (
     Batch,
@@ -30,7 +30,7 @@ from autolog.batches import (
 )
 from autolog.faults import Fault, fault, http_status, reason
 from autolog.logged_models import LoggedModels
-from autolog.opening import CLAIM_SECONDS, OWNER, connect, find_run, open_remote
+from autolog.opening import CLAIM_SECONDS, OWNER, connect, find_run, open_remote, prepare
 from autolog.records import (
     DatasetInput,
     DeclareModel,
@@ -487,6 +487,8 @@ class Delivery:
     def _client(self, uri: str) -> MlflowClient:
         client = self._clients.get(uri)
         if client is None:
+            with garbage.uncollected(before_a_store=True):
+                prepare(uri)
             client = self._clients[uri] = connect(uri)
         return client
 

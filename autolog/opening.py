@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autolog import attempts, guard, newstore
@@ -21,6 +24,12 @@ PARENT_SECONDS = 15.0
 
 #: The tag by which a run that was created just before a crash is found again.
 RUN_KEY = "autolog.run"
+
+
+def prepare(uri: str) -> None:
+    """Import what a client of the store at `uri` needs, and open nothing."""
+    if urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect(uri: str) -> MlflowClient:

@@ -10,6 +10,7 @@ store said yes, and what may have been sent before a crash is looked up in the s
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from autolog import guard
+from autolog import garbage, guard
 from autolog.records import CAN_WAIT
 from autolog.recovery import recover
 from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools
@@ -342,6 +343,9 @@ def main(folder: str) -> None:
         os.nice(10)  # Where training uses every core, it comes first.
     own_environment()
     host = ProcessHost()
+    garbage.own_process()
+    with garbage.uncollected():
+        importlib.import_module("autolog.delivery")  # Which imports MLflow.
     delivered = guard.attempt(deliver, Path(folder), host)
     if delivered.error is not None:
         logger.error("the spool %s cannot be delivered", folder, exc_info=delivered.error)

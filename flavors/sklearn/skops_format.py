@@ -16,7 +16,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from autolog import guard, pickles
+from autolog import garbage, guard, pickles
 
 FORMAT, FILE, PICKLE = "skops", "model.skops", "model.pkl"
 
@@ -99,7 +99,7 @@ def _convert(folder: Path, package: Mapping[str, Any]) -> tuple[list[str], str]:
     """
     import sklearn
 
-    with _without("torch", "cupy", "dask"):
+    with _without("torch", "cupy", "dask"), garbage.uncollected():
         import skops
         from skops import io as skops_io
 
