@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from flavors.torch.losses import Pending, Threads
 
 
+#: How many batches are fetched ahead at most, as far as is known of a pass of which nothing has been used: who walks
+#: over more of them has something else in mind, such as their mean.
+_DEEPEST = 16
 #: See :attr:`Pass.trainer`.
 LIGHTNING, TRANSFORMERS = "lightning", "transformers"
 
@@ -166,12 +169,13 @@ class Pass:
         """Note that there are no more batches, as `frame` is told: the end, unless some are still to be used."""
         if self._idle:
             self._look()
-        if self.lingers or not self.ahead or not _may_lag(frame):
+        unused = self.ahead == self._batches
+        if self.lingers or not self.ahead or not _may_lag(frame) or (unused and self._batches > _DEEPEST):
             self.end()
             return
         self.lingers = True
         # Of what has all batches and nothing done with any, a list that was made of them cannot be told from the rest.
-        self.survives = self.ahead < self._batches or bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+        self.survives = not unused or bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
         self._steps_before, self._used_before = self.pending.stepped, self._used()
         self.pending.lingering.append(self)
         # Each update is looked at closely as long as it does.
@@ -223,11 +227,16 @@ class Pass:
 
         So it is where a trainer counts the batches.
         """
+        from torch.utils.data import IterableDataset
+
         pending = self.pending
         if self.ahead or pending.stepped == self._stepped_at or pending.holds():
             return False
         loader = self._loader()
-        return loader is not None and self._batches == length(loader)
+        # One over an iterable keeps what it is asked for its length, and warns where it was wrong.
+        if loader is None or isinstance(loader.dataset, IterableDataset):
+            return False
+        return self._batches == length(loader)
 
     def end(self) -> None:
         """Say what it was."""
@@ -264,7 +273,7 @@ def _trainer() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if module.partition(".")[0] in ("lightning", "pytorch_lightning"):
+        if module.startswith(("lightning.pytorch.", "pytorch_lightning.")):
             return LIGHTNING
         if module == transformers.MODULE:
             return TRANSFORMERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -192,6 +193,71 @@ def test_batches_that_are_read_into_a_list_are_no_epoch(recorder):
     run = recorder.run()
     assert [step for step, _ in recorder.history(run, "loss")] == list(range(6))
     assert "epoch" not in run.data.metrics
+
+
+def test_batches_that_are_looked_at_through_a_progress_bar_are_no_epoch(recorder):
+    """Such as for their mean, in front of a training without a loader."""
+    recorder.start(log_models=False)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    total = sum(X.sum() for X, _ in Plain(DataLoader(dataset(40), batch_size=2)))
+    X, y = dataset(12).tensors
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(model(X - total / 40), y).backward()
+        optimizer.step()
+    autolog.disable()
+    run = recorder.run()
+    assert len(recorder.history(run, "loss")) == 30
+    assert "epoch" not in run.data.metrics
+
+
+def test_length_of_a_loader_over_an_iterable_is_not_asked_for(recorder):
+    """Torch would keep the answer, and warn where it was wrong."""
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __len__(self):
+            return 2  # Of three.
+
+        def __iter__(self):
+            return iter(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)))
+
+    recorder.start(log_models=False)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = DataLoader(Rows(), batch_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i, X in enumerate(loader):
+            optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+            if i == 1:
+                for _ in DataLoader(dataset(4), batch_size=4):
+                    pass
+    autolog.disable()
+    assert recorder.history(recorder.run(), "epoch") == [(2, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("module", "trainer"), [("lightning.fabric.wrappers", ""), ("lightning.pytorch.loops", "lightning")]
+)
+def test_loops_of_ones_own_with_fabric_are_not_the_trainers(recorder, module, trainer):
+    """Lightning's Trainer logs what it evaluates; Fabric, from the same package, leaves that to the loop."""
+    around = {"__name__": module}
+    exec("def batches(loader):\n    yield from loader", around)
+    recorder.start(log_models=False)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for X, y in around["batches"](DataLoader(dataset(12), batch_size=4)):
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for X, y in around["batches"](DataLoader(dataset(8, seed=2), batch_size=4)):
+            F.cross_entropy(model(X), y)
+    autolog.disable()
+    assert ("val_loss" in recorder.run().data.metrics) == (not trainer)
 
 
 def test_an_epoch_that_fails_in_its_last_batch_is_none(recorder):
