@@ -40,10 +40,14 @@ class Data:
         self.part = guard.attempt(_part, loader).value
         self.length = length(dataset)
 
+    def overlies(self, other: Data) -> bool:
+        """Return whether both are of one dataset, as far as it is still there."""
+        dataset = self.dataset()
+        return dataset is not None and dataset is other.dataset()
+
     def same(self, other: Data) -> bool:
         """Return whether the other one is the same data, as far as it is still there."""
-        dataset = self.dataset()
-        return dataset is not None and dataset is other.dataset() and self.part == other.part
+        return self.overlies(other) and self.part == other.part
 
 
 def length(data: Any) -> int | None:

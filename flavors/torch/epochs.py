@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: What metrics of the first data evaluated on are called, and of the data that is trained on.
 FIRST, OWN = "val", "train_eval"
+#: How many parts of one dataset are told apart: a sampler made anew for each epoch draws another each time.
+_PARTS = 8
 
 
 class Epochs:
@@ -59,9 +61,9 @@ class Epochs:
         self.held: list[tuple[Row, tuple[str, ...] | None]] = []
         #: What evaluations of each data have predicted last.
         self._predicted: dict[str, tuple[predictions.Told, Any]] = {}
-        #: The data that epochs were made of, and what other data is called; weakly.
+        #: The data that epochs were made of, and other data with the names of its loader and of its metrics; weakly.
         self._trained_on: list[Data] = []
-        self._evaluated_on: list[tuple[Data, str]] = []
+        self._evaluated_on: list[tuple[Data, str, str]] = []
         #: What each data is to MLflow, None where it cannot be told apart.
         self._datasets: list[tuple[Data, Dataset | None]] = []
 
@@ -103,8 +105,9 @@ class Epochs:
         """
         at, step = now(), entry.steps - 1
         prefix = self._prefix(walked)
-        if walked.trainer == TRANSFORMERS and prefix not in (FIRST, OWN):
-            return  # Its loaders have no names, and what it logs has one.
+        # Transformers' loaders have no names, and what its Trainer logs has one.
+        if prefix is None or (walked.trainer == TRANSFORMERS and prefix not in (FIRST, OWN)):
+            return
         called = evaluation.names(walked.losses, walked.pending.functions, walked.pending.whole, prefix)
         values: dict[str, Any] = {}
         for name, (total, size, _) in walked.losses.items():
@@ -185,7 +188,7 @@ class Epochs:
                 return known
         data = walked.data
         dataset = data.dataset()
-        if dataset is None:
+        if dataset is None or sum(other.overlies(data) for other, _ in self._datasets) >= _PARTS:
             return None
         names = (patching.variable_name(dataset, frame) for frame in user_frames(patching.user_frame()))
         name = next((name for name in names if name), called)
@@ -197,17 +200,22 @@ class Epochs:
                 self._checkpoints.dataset = found
         return found
 
-    def _prefix(self, walked: Pass) -> str:
+    def _prefix(self, walked: Pass) -> str | None:
+        """Return what metrics of an evaluation of this data begin with; None for one of too many parts of a dataset."""
+        here = walked.data
         under_way = [other.data for other in walked.pending.passes if other.stepped]
-        if any(data.same(walked.data) for data in (*self._trained_on, *under_way)):
+        if any(data.same(here) for data in (*self._trained_on, *under_way)):
             return OWN
-        for data, known in self._evaluated_on:
-            if data.same(walked.data):
+        for data, loader, known in self._evaluated_on:
+            # Another part under the same name is what a sampler has drawn anew.
+            if data.same(here) or (data.overlies(here) and loader == walked.name != ""):
                 return known
-        taken = {known for _, known in self._evaluated_on} | {"train", OWN}
+        if sum(data.overlies(here) for data, _, _ in self._evaluated_on) >= _PARTS:
+            return None
+        taken = {known for _, _, known in self._evaluated_on} | {"train", OWN}
         base = FIRST if not self._evaluated_on else walked.name or "eval"
         prefix = next(name for name in (base, *(f"{base}_{i}" for i in range(2, 1000))) if name not in taken)
-        self._evaluated_on.append((walked.data, prefix))
+        self._evaluated_on.append((here, walked.name, prefix))
         return prefix
 
 

@@ -469,6 +469,27 @@ def test_folds_of_one_dataset_by_samplers_are_different_data(recorder, as_batche
     assert run.data.params["dataset_length"] == "20"
 
 
+def test_parts_that_samplers_draw_anew_for_each_epoch_are_one_curve(recorder):
+    """By the name of their loader; and the run does not get an input for each epoch."""
+    recorder.start(log_models=False)
+    whole, model = dataset(60), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(12):
+        rows = torch.randperm(60, generator=generator)
+        train_loader = DataLoader(whole, batch_size=10, sampler=SubsetRandomSampler(rows[:40]))
+        train_pass(model, optimizer, train_loader)
+        val_loader = DataLoader(whole, batch_size=10, sampler=SubsetRandomSampler(rows[40:]))
+        with torch.no_grad():
+            for X, y in val_loader:
+                F.cross_entropy(model(X), y)
+    autolog.disable()
+    run = recorder.run()
+    assert [step for step, _ in recorder.history(run, "val_loss")] == list(range(3, 48, 4))
+    assert not [name for name in run.data.metrics if name.startswith(("eval", "train_eval"))]
+    assert len(run.inputs.dataset_inputs) == 8
+
+
 class Scored(nn.Module):
     """A loss around a function of torch's. KINDS: how it is made of that, and what an evaluation is called then."""
 
