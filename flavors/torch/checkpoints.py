@@ -9,165 +9,28 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from autolog import guard
-from autolog.checkpoints import RESUMABLE, Schedule, Shelf
+from autolog.checkpoints import RESUMABLE, Schedule
 from autolog.datasets import Dataset
-from autolog.models import ModelSnapshot
 from autolog.records import now
 from autolog.run import Run
 from flavors.torch import models, randomness, snapshots, state
-from flavors.torch.copies import Shadow
 from flavors.torch.models import Visible
+from flavors.torch.roots import Replaced, Root, Snapshot, Weights
 from flavors.torch.state import TrainingState
 from flavors.torch.values import Row
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from flavors.torch.optimizers import Entry, Origin
 
-#: Bytes of snapshots that may wait to be written; one may always, whatever its size.
-_WAITING = 64 * 2**20
-#: Snapshots that may wait, of whatever size.
-_QUEUE = 16
-#: How many times longer than the last one took to write nothing more is written only because it is the best so far.
-_PAUSE = 9.0
-
-
-#: See :meth:`Root.weights`.
-Weights = tuple[float, ...]
-#: How many parameters of a model that looks at, and of how many evaluations it is kept.
-_SAMPLED, _EVALUATIONS = 32, 256
-
-
-class Root:
-    """A whole model of the training. Held strongly, and only until the run ends."""
-
-    __slots__ = ("failed", "module", "name", "pool", "replaced", "shelf", "signature")
-
-    def __init__(self, name: str, module: Module, shelf: Shelf) -> None:
-        self.name = name
-        self.module: Module | None = module
-        self.signature: dict[str, str] | None = None
-        #: Only the worker thread looks at it.
-        self.shelf = shelf
-        self.pool = _Pool()
-        #: It cannot be copied; said once.
-        self.failed = False
-        #: Whether it has got other weights than its last updates gave it; None where it never has.
-        self.replaced: _Replaced | None = None
-
-    def weights(self) -> Weights | None:
-        """Return a sample of the trained weights that is another after any update; None for what is on a device."""
-        import torch
-
-        if self.module is None:
-            return None
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad and parameter.numel()]
-        # What is sharded would have to be asked of other processes.
-        if not trained or not all(type(each) is torch.nn.Parameter and each.is_cpu for each in trained):
-            return None
-        sample = trained[:: -(-len(trained) // _SAMPLED)]
-        return tuple(parameter[(end,) * parameter.dim()].item() for parameter in sample for end in (0, -1))
-
-
-class _Replaced(NamedTuple):
-    """Other weights that a model has got: after how many updates and when, and what evaluations had shown of them."""
-
-    steps: int
-    since: int
-    shown: list[Row]
-
-
-class _Pool:
-    """The memory that the snapshots of one model are copied into."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: list[Shadow] = []
-        self._size = 0
-        #: Snapshots that are open or wait to be written.
-        self._busy = 0
-        self._closed = False
-        self._began = self._ended = 0.0
-
-    def get(self, *, force: bool = False) -> Shadow | None:
-        """Return memory for one more snapshot, None while too many wait."""
-        with self._lock:
-            full = self._busy >= _QUEUE or (self._busy + 1) * self._size > _WAITING
-            if self._busy and full and not force:
-                return None
-            self._busy += 1
-            return self._free.pop() if self._free else Shadow()
-
-    def took(self, size: int) -> None:
-        """Note the size of a snapshot, in bytes."""
-        self._size = size
-
-    def hold(self) -> None:
-        """Say that a snapshot is kept, and nobody is going to write it now."""
-        with self._lock:
-            self._busy -= 1
-
-    def unhold(self) -> None:
-        """Take :meth:`hold` back."""
-        with self._lock:
-            self._busy += 1
-
-    def writing(self, snapshot: ModelSnapshot) -> ModelSnapshot:
-        """Note that the worker begins to write `snapshot`."""
-        self._began = time.monotonic()
-        return snapshot
-
-    def give(self, shadow: Shadow) -> None:
-        """Take memory back whose snapshot is written or given up."""
-        self._ended = time.monotonic()
-        with self._lock:
-            self._busy -= 1
-            # Of a large model not more than what may be in use together.
-            if not self._closed and (not self._free or (len(self._free) + 1) * self._size <= _WAITING):
-                self._free.append(shadow)
-
-    def close(self) -> None:
-        """Free the memory, what is in use as soon as it is not."""
-        with self._lock:
-            self._closed = True
-            self._free.clear()
-
-    def rested(self) -> bool:
-        """Return whether nothing is being written now, and writing has taken a small part of the time."""
-        took = self._ended - self._began
-        return not self._busy and time.monotonic() - self._ended >= _PAUSE * took
-
-
-class _Snapshot:
-    """A copy that is not written yet. key: None until it is declared."""
-
-    __slots__ = ("key", "name", "package", "points", "root", "score", "shadow", "state", "step", "won")
-
-    def __init__(
-        self, root: Root, name: str, step: int, shadow: Shadow, package: ModelSnapshot, training: TrainingState
-    ) -> None:
-        self.root = root
-        self.name = name
-        self.step = step
-        self.shadow = shadow
-        self.package = package
-        self.state = training
-        self.key: str | None = None
-        #: Where the monitored metric's value will be, by the time that the worker looks.
-        self.score: Mapping[str, Any] = {}
-        #: What is known of the model, recorded already.
-        self.points: Row | None = None
-        #: Whether it is known to be the best so far.
-        self.won = False
+#: Of how many evaluations the weights are known.
+_EVALUATIONS = 256
 
 
 class Checkpointer:
@@ -184,9 +47,9 @@ class Checkpointer:
         self._entries = entries
         self._schedule = Schedule(self._policy) if run.config.log_models and self._policy.every != "end" else None
         #: Copied, but the loop may not be through with the step yet.
-        self._open: list[_Snapshot] = []
+        self._open: list[Snapshot] = []
         #: The best so far of each model, where it is not written yet, and one of which that is not known yet.
-        self._held: dict[Root, list[_Snapshot]] = {}
+        self._held: dict[Root, list[Snapshot]] = {}
         self._best: float | None = None
         #: The keys of the checkpoints of the weights as they are, and the number of steps at which that was so.
         self._current: dict[Root, str] = {}
@@ -277,7 +140,7 @@ class Checkpointer:
         steps = max((entry.steps for entry in self._entries if entry.root is root), default=0)
         shown = [row for of, row in self._evaluated if weights is not None and of.get(root) == weights]
         # What was said in this very millisecond was said before.
-        root.replaced = _Replaced(steps, now() + 1, shown)
+        root.replaced = Replaced(steps, now() + 1, shown)
         self._current.pop(root, None)
 
     def evaluated(self, entry: Entry, shown: Row) -> str | None:
@@ -402,7 +265,7 @@ class Checkpointer:
     def _around(self) -> Visible:
         return models.visible(sys._getframe(2)) if self._policy.optimizer else []
 
-    def _copy(self, root: Root, name: str, step: int, around: Visible, *, force: bool = False) -> _Snapshot | None:
+    def _copy(self, root: Root, name: str, step: int, around: Visible, *, force: bool = False) -> Snapshot | None:
         if not self._run.config.log_models or root.failed or root.module is None:
             return None
         shadow = root.pool.get(force=force)
@@ -430,9 +293,9 @@ class Checkpointer:
                 guard.report("take a snapshot of the model", taken.error)
             return None
         root.pool.took(shadow.size)
-        return _Snapshot(root, name, step, shadow, taken.value, training)
+        return Snapshot(root, name, step, shadow, taken.value, training)
 
-    def _declare(self, one: _Snapshot, *, register: bool = False, since: int | None = None) -> str:
+    def _declare(self, one: Snapshot, *, register: bool = False, since: int | None = None) -> str:
         tags = {
             "autolog.model_class": type(one.root.module).__qualname__,
             RESUMABLE: one.state.holds,
@@ -443,7 +306,7 @@ class Checkpointer:
         one.key = key
         return key
 
-    def _write(self, one: _Snapshot, *, shelve: bool = True) -> None:
+    def _write(self, one: Snapshot, *, shelve: bool = True) -> None:
         assert one.key is not None
         pool, package = one.root.pool, one.package
         self._run.save_model(one.key, lambda: pool.writing(package))
@@ -485,7 +348,7 @@ class Checkpointer:
         for root in list(self._held):
             self._drop_held(root)
 
-    def _drop_held(self, root: Root, *, but: _Snapshot | None = None, only: _Snapshot | None = None) -> None:
+    def _drop_held(self, root: Root, *, but: Snapshot | None = None, only: Snapshot | None = None) -> None:
         for one in list(self._held.get(root, ())):
             # What is not known yet may still be better.
             if one is but or (only is not None and one is not only):
@@ -498,7 +361,7 @@ class Checkpointer:
             root.pool.unhold()
             root.pool.give(one.shadow)
 
-    def _link_again(self, one: _Snapshot, shown: Row) -> None:
+    def _link_again(self, one: Snapshot, shown: Row) -> None:
         """Link what is recorded already: the same points again, in name, step, time and value, are kept once."""
         row = shown._replace(model=one.key)
         if row.known:
@@ -509,7 +372,7 @@ class Checkpointer:
 
     # -- on the worker thread -------------------------------------------------------------------------------------
 
-    def _written(self, one: _Snapshot, *, shelve: bool) -> None:
+    def _written(self, one: Snapshot, *, shelve: bool) -> None:
         one.root.pool.give(one.shadow)
         if shelve:
             assert one.key is not None
@@ -523,4 +386,4 @@ class Checkpointer:
                 self._run.drop_models(root.shelf.score(key, score))
 
 
-__all__ = ["Checkpointer", "Root"]
+__all__ = ["Checkpointer"]

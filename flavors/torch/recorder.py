@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from flavors.torch.checkpoints import Root, Weights
+    from flavors.torch.roots import Root, Weights
 
 
 class Recorder:

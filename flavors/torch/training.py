@@ -13,11 +13,12 @@ from autolog.checkpoints import Shelf
 from autolog.records import now
 from autolog.run import Run
 from flavors.torch import models, shapes
-from flavors.torch.checkpoints import Checkpointer, Root
+from flavors.torch.checkpoints import Checkpointer
 from flavors.torch.epochs import Epochs
 from flavors.torch.gradients import Sampler
 from flavors.torch.models import Visible
 from flavors.torch.passes import LIGHTNING
+from flavors.torch.roots import Root
 from flavors.torch.series import Series
 from flavors.torch.values import Drain, Later, Row, number
 

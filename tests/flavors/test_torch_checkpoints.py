@@ -307,7 +307,7 @@ class Slow(nn.Linear):
 
 
 def test_checkpoints_of_a_large_model_are_skipped_while_one_is_written(recorder, caplog, monkeypatch):
-    monkeypatch.setattr("flavors.torch.checkpoints._WAITING", 0)
+    monkeypatch.setattr("flavors.torch.roots.WAITING", 0)
     recorder.start(checkpoints=Checkpoints(every="1 step", keep_last=None))
     Slow.gate = threading.Event()
     with caplog.at_level(logging.WARNING, logger="autolog"):
