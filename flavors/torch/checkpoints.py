@@ -137,11 +137,13 @@ class Checkpointer:
 
         weights: what they are, where that is known; they may be those of an earlier evaluation, as the best again.
         """
-        steps = max((entry.steps for entry in self._entries if entry.root is root), default=0)
         shown = [row for of, row in self._evaluated if weights is not None and of.get(root) == weights]
         # What was said in this very millisecond was said before.
-        root.replaced = Replaced(steps, now() + 1, shown)
+        root.replaced = Replaced(self._steps(root), now() + 1, shown)
         self._current.pop(root, None)
+
+    def _steps(self, root: Root) -> int:
+        return max((entry.steps for entry in self._entries if entry.root is root), default=0)
 
     def evaluated(self, entry: Entry, shown: Row) -> str | None:
         """Say what an evaluation of the weights as they are now has shown; return the key to link it to, if any.
@@ -152,6 +154,9 @@ class Checkpointer:
         score = values.get(self._policy.monitor)
         if self._run.config.log_models:
             self._evaluated.append(({root: root.weights() for root in self._roots}, shown))
+            for root in self._roots:
+                if root.replaced is not None and root.replaced.steps == self._steps(root):
+                    root.replaced.shown.append(shown)
         key = self.current(entry)
         if score is None or self._schedule is None:
             return key

@@ -61,7 +61,7 @@ class Root:
 
 
 class Replaced(NamedTuple):
-    """Other weights that a model has got: after how many updates and when, and what evaluations had shown of them."""
+    """Other weights that a model has got: after how many updates and when, and what evaluations show of them."""
 
     steps: int
     since: int
