@@ -142,6 +142,11 @@ class Checkpointer:
         root.replaced = Replaced(self._steps(root), now() + 1, shown)
         self._current.pop(root, None)
 
+    def _replaced(self, root: Root) -> Replaced | None:
+        """Return what other weights `root` has got since its last update, if any."""
+        found = root.replaced
+        return found if found is not None and found.steps == self._steps(root) else None
+
     def _steps(self, root: Root) -> int:
         return max((entry.steps for entry in self._entries if entry.root is root), default=0)
 
@@ -155,8 +160,8 @@ class Checkpointer:
         if self._run.config.log_models:
             self._evaluated.append(({root: root.weights() for root in self._roots}, shown))
             for root in self._roots:
-                if root.replaced is not None and root.replaced.steps == self._steps(root):
-                    root.replaced.shown.append(shown)
+                if (replaced := self._replaced(root)) is not None:
+                    replaced.shown.append(shown)
         key = self.current(entry)
         if score is None or self._schedule is None:
             return key
@@ -203,7 +208,7 @@ class Checkpointer:
             one = self._copy(root, name, step, [], force=True)
             if one is None:
                 continue
-            replaced = root.replaced if root.replaced is not None and root.replaced.steps == newest.steps else None
+            replaced = self._replaced(root)
             # What the user logged by hand since the last step is about this model, if there is only one.
             since = at if replaced is None else replaced.since
             self._declare(one, register=status == "FINISHED", since=since if len(self._roots) == 1 else None)
@@ -252,7 +257,7 @@ class Checkpointer:
         around = self._around()
         self._current, self._current_at = {}, entry.steps
         for root in self._roots:
-            step = max((other.steps for other in self._entries if other.root is root), default=1) - 1
+            step = max(0, self._steps(root) - 1)
             rested = root.pool.rested()
             one = self._copy(root, f"checkpoint-{step}", step, around, force=True)
             if one is None:

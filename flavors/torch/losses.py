@@ -38,6 +38,8 @@ _LOOKS = 32
 #: What is kept of one loss: its value, or (value, divisor or 0, factor or None, whole or None) where it is the result
 #: of a division or multiplication; see :func:`_root`.
 Kept = Any
+#: What the results of a division and of a multiplication have for ``grad_fn``.
+_OVER, _TIMES = "DivBackward0", "MulBackward0"
 #: See :func:`origin`.
 Origin = tuple[str, tuple[str, ...]]
 #: What gives the same number again.
@@ -230,9 +232,8 @@ class Pending:
             self.whole.update((name, self.stepped) for name, by in self.made.items() if by == made)
         if not (first and site.plain >= _PLAIN and type(value) is float):
             node = tensor.grad_fn
-            kind = type(node).__name__
-            if kind == "DivBackward0" or kind == "MulBackward0":
-                value = (value, *_root(node, kind))
+            if type(node).__name__ in (_OVER, _TIMES):
+                value = (value, *_root(node))
                 site.plain = _NEVER
             elif type(value) is float:
                 site.plain += 1
@@ -324,22 +325,19 @@ def _later(tensor: Any) -> Any:
     return None if tensor.is_cuda and torch.cuda.is_current_stream_capturing() else tensor.detach()
 
 
-def _root(node: Any, kind: str) -> tuple[int, Any, Any]:
+def _root(node: Any) -> tuple[int, Any, Any]:
     """Return what a loss was divided by and multiplied with: (divisor, factor, whole).
 
     (k, None, None) for ``loss / k``, (0, f, None) for ``loss * f``, (k, f, None) for ``loss / k * f`` with a tensor f.
     whole: n of ``loss / n`` where the loss is a sum over less than n things, or the tensor n where that is on a device.
     """
     factor = None
-    while kind in ("DivBackward0", "MulBackward0"):
-        other = node._saved_other
-        if other is None or other.numel() != 1 or other.requires_grad:
-            break
+    while (other := _number(node)) is not None:
         before = node.next_functions[0][0]
         known = other.item() if other.is_cpu and not other.dim() else None
         if known == 1:
             pass  # As trainers do that might have had to divide, or to multiply.
-        elif kind == "MulBackward0":
+        elif type(node).__name__ == _TIMES:
             if factor is not None:
                 break
             factor = other
@@ -352,8 +350,16 @@ def _root(node: Any, kind: str) -> tuple[int, Any, Any]:
             if known > 1 and known == int(known):
                 return int(known), factor, known if summed is not None and known > summed else None
             break
-        node, kind = before, type(before).__name__
+        node = before
     return 0, factor, None
+
+
+def _number(node: Any) -> Any:
+    """Return the tensor of one number that `node` divides by or multiplies with, None where it does something else."""
+    if type(node).__name__ not in (_TIMES, _OVER):
+        return None
+    other = node._saved_other
+    return None if other is None or other.numel() != 1 or other.requires_grad else other
 
 
 def origin(node: Any) -> Origin:
@@ -363,14 +369,10 @@ def origin(node: Any) -> Origin:
     """
     while node is not None:
         kind = type(node).__name__
-        if kind in ("DivBackward0", "MulBackward0"):
-            other = node._saved_other
-            if other is None or other.numel() != 1 or other.requires_grad:
-                break
-        elif kind in ("MeanBackward0", "SumBackward0"):
+        if kind in ("MeanBackward0", "SumBackward0"):
             if math.prod(int(size) for size in node._saved_self_sym_sizes) != 1:
                 break
-        elif kind not in _COPIES:
+        elif kind not in _COPIES and _number(node) is None:
             break
         node = node.next_functions[0][0]
     if node is None:

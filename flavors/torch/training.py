@@ -276,7 +276,7 @@ class Training:
         values = {name: value for name, value in values.items() if name not in own}
         if not values or entry is None:
             return
-        at, step = now(), max(0, entry.steps - 1) if step is None else step
+        at, step = now(), _last(entry) if step is None else step
         if any(type(value) is Later for value in values.values()):
             self._drain.add(Row(values, step, at))
         else:
@@ -345,9 +345,7 @@ class Training:
         values = {name: value for name, value in values.items() if name not in own}
         if not values or self._leader is None:
             return
-        at, key = now(), None
-        if step is None:
-            step = max(0, self._leader.steps - 1)
+        at, step, key = now(), _last(self._leader) if step is None else step, None
         if evaluation:
             key = self.checkpoints.evaluated(self._leader, Row(values, step, at))
         if all(type(value) is float for value in values.values()):
@@ -391,6 +389,11 @@ class Training:
         for entry in self.entries:
             entry.probe = entry.root = entry.apart = entry.kept = None
             entry.series = entry.sampler = None
+
+
+def _last(entry: Entry) -> int:
+    """Return the step of an optimizer's last update, 0 where it has made none."""
+    return max(0, entry.steps - 1)
 
 
 def _share(one: Module, other: Module) -> bool:

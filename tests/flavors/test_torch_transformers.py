@@ -47,26 +47,30 @@ def classifier():
     )
 
 
-def train(folder, model, rows, eval_rows, *, report_to="none", compute_metrics=None, **settings):
-    """Train and return what the Trainer has logged."""
-    arguments = transformers.TrainingArguments(
-        str(folder),
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=1,
-        report_to=report_to,
-        use_cpu=True,
-        disable_tqdm=True,
-        **settings,
-    )
+def trained(folder, model, rows, eval_rows, *, compute_metrics=None, **settings):
+    """Return the Trainer, when it is through."""
+    usual = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    arguments = transformers.TrainingArguments(str(folder), **{**usual, **settings})
     trainer = transformers.Trainer(
         model, arguments, train_dataset=rows, eval_dataset=eval_rows, compute_metrics=compute_metrics
     )
     trainer.train()
-    return trainer.state.log_history
+    return trainer
+
+
+def train(*args, **settings):
+    """Train and return what the Trainer has logged."""
+    return trained(*args, **settings).state.log_history
 
 
 @pytest.mark.parametrize(("accumulated", "rows", "ignored"), [(1, 16, 0), (2, 24, 0), (3, 20, 5)])
@@ -143,20 +147,16 @@ def test_the_best_model_again_and_a_test_of_it(recorder, tmp_path):
     recorder.start()
     rows, eval_rows = Tokens(16, classes=True), Tokens(16, classes=True)
     eval_rows.labels = 1 - eval_rows.labels  # The more is learnt, the worse.
-    arguments = transformers.TrainingArguments(
-        str(tmp_path),
+    trainer = trained(
+        tmp_path,
+        classifier(),
+        rows,
+        eval_rows,
         num_train_epochs=3,
         learning_rate=0.05,
-        per_device_train_batch_size=4,
-        eval_strategy="epoch",
         save_strategy="epoch",
         load_best_model_at_end=True,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
     )
-    trainer = transformers.Trainer(classifier(), arguments, train_dataset=rows, eval_dataset=eval_rows)
-    trainer.train()
     tested = trainer.evaluate(Tokens(12, classes=True), metric_key_prefix="test")
     evaluated = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
     best = {name: value.clone() for name, value in trainer.model.state_dict().items()}
