@@ -111,12 +111,19 @@ class RunBatches:
             self._log(metrics[start : start + BATCH_METRICS], [], [])
 
     def _log(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        alone = len(metrics) + len(params) + len(tags) == 1
         error = self._refusal(
-            self._client.log_batch, self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
+            self._client.log_batch,
+            self._run_id,
+            metrics=metrics,
+            params=params,
+            tags=tags,
+            synchronous=True,
+            alone=alone,
         )
         if error is None:
             return
-        if len(metrics) + len(params) + len(tags) == 1:
+        if alone:
             what = [*metrics, *params, *tags][0]
             self._lost(f"{type(what).__name__.lower()} {what.key!r} of run {self._run_id}", error)
             return
@@ -124,21 +131,28 @@ class RunBatches:
             self._log(*half)
 
     def _log_inputs(self, datasets: list[DatasetInput]) -> None:
-        error = self._refusal(self._client.log_inputs, self._run_id, datasets) if datasets else None
+        alone = len(datasets) == 1
+        error = self._refusal(self._client.log_inputs, self._run_id, datasets, alone=alone) if datasets else None
         if error is None:
             return
-        if len(datasets) == 1:
+        if alone:
             self._lost(f"dataset {datasets[0].dataset.name!r} of run {self._run_id}", error)
             return
         for each in datasets:
             self._log_inputs([each])
 
-    def _refusal(self, call: Callable[..., object], *args: Any, **settings: Any) -> BaseException | None:
+    def _refusal(self, call: Callable[..., object], *args: Any, alone: bool, **settings: Any) -> BaseException | None:
         """Make a call about the run; return what the store refuses it with, None where it does not.
+
+        alone: it is about one thing, which is lost if it is refused, so it is made once more. MLflow looks whether it
+        has a data set, and only then adds it: of two senders that bring the same at once, one is refused, and finds it
+        there the second time. Of a call about several things each is tried by itself anyway.
 
         Raises: what the store raises while it cannot be used; RunGoneError.
         """
         sent = guard.attempt(call, *args, **settings)
+        if alone and sent.error is not None and fault(sent.error) is Fault.REFUSED:
+            sent = guard.attempt(call, *args, **settings)
         if sent.error is None:
             return None
         if fault(sent.error) is not Fault.REFUSED:

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 
 import autolog
+from autolog import delivery as delivery_module
 from autolog import runtime
 from autolog.batches import clean_key
 from autolog.delivery import Delivery
@@ -108,10 +110,37 @@ def test_a_refused_dataset_loses_nothing_else(recorder, requests, spool) -> None
         ]
     )
     Delivery(spool, own_process=False).send(spool.pending(10))
-    assert requests == [["X", "Z"], ["X"], ["Z"], (1, 0, 0)]
+    assert requests == [["X", "Z"], ["X"], ["Z"], ["Z"], (1, 0, 0)]
     assert [each.dataset.name for each in recorder.run().inputs.dataset_inputs] == ["X"]
     ((_, _, message),) = spool.problems()
     assert "dataset 'Z'" in message
+
+
+@pytest.mark.parametrize("names", [["X"], ["W", "X"]])
+def test_a_dataset_that_another_sender_brings_at_the_same_moment_is_not_lost(recorder, spool, names) -> None:
+    inputs = [DatasetInput("r", name, "12345678", "code", "{}", None, None, "train") for name in names]
+    spool.append([opening(recorder), Points("r", 0, 1, {"loss": 0.5})])
+    delivery = Delivery(spool, own_process=False)
+    delivery.send(spool.pending(10))
+    client = MlflowClient(recorder.store_uri)
+    other = client.create_run(client.get_experiment_by_name(recorder.experiment).experiment_id)
+    raced: list[bool] = []
+
+    def before_insert(connection, cursor, statement, *_) -> None:
+        if statement.startswith("INSERT INTO datasets") and not raced:
+            raced.append(True)
+            client.log_inputs(other.info.run_id, [delivery_module._input(inputs[-1])])
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", before_insert)
+    try:
+        spool.append(inputs)
+        delivery.send(spool.pending(10))
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", before_insert)
+    assert raced
+    assert spool.problems() == []
+    run = next(run for run in client.search_runs(other.info.experiment_id) if run.info.run_id != other.info.run_id)
+    assert sorted(each.dataset.name for each in run.inputs.dataset_inputs) == names
 
 
 def test_not_a_number_and_infinity(recorder, run) -> None:
