@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import threading
@@ -23,7 +24,9 @@ from flavors.torch.series import Series
 from flavors.torch.values import Drain, Later, Row, number
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from collections.abc import Iterable
+
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
     from flavors.torch.losses import Pending
@@ -130,9 +133,9 @@ class Training:
 
     def trains_part_of(self, entry: Entry) -> bool:
         """Return whether `entry`'s optimizer trains parameters of this training's models."""
-        held = {id(p) for root in self.roots if root.module is not None for p in root.module.parameters()}
-        held.update(id(parameter) for other in self.entries for parameter in other.parameters())
-        return any(id(parameter) in held for parameter in entry.parameters())
+        models = (root.module.parameters() for root in self.roots if root.module is not None)
+        optimizers = (other.parameters() for other in self.entries)
+        return _share(itertools.chain(*models, *optimizers), entry.parameters())
 
     def _root(self, name: str, module: Module) -> Root:
         for root in self.roots:
@@ -305,7 +308,11 @@ class Training:
         """Return the models that have trained parameters in common with `module`."""
         if not any(id(p) in trained for p in module.parameters() for trained in self._trained):
             return []
-        return [root for root in self.roots if root.module is not None and _share(root.module, module)]
+        return [
+            root
+            for root in self.roots
+            if root.module is not None and _share(root.module.parameters(), module.parameters())
+        ]
 
     def gradients_reset(self) -> bool:
         """Return whether all gradients have been set to None since the last backward."""
@@ -396,10 +403,10 @@ def _last(entry: Entry) -> int:
     return max(0, entry.steps - 1)
 
 
-def _share(one: Module, other: Module) -> bool:
-    """Return whether two modules have parameters in common."""
-    of_one = {id(parameter) for parameter in one.parameters()}
-    return any(id(parameter) in of_one for parameter in other.parameters())
+def _share(some: Iterable[Parameter], others: Iterable[Parameter]) -> bool:
+    """Return whether any parameter is among both."""
+    held = {id(parameter) for parameter in some}
+    return any(id(parameter) in held for parameter in others)
 
 
 __all__ = ["Root", "Training"]
