@@ -1,13 +1,15 @@
 """Write docs/generated/: what each framework's training records, taken from real trainings.
 
 Each function below is one example of a page; its source stands there above the table of what it recorded. Run this
-again when a test says that the tables have changed: ``python docs/generate.py [framework ...]``.
+again when a test says that the tables have changed: ``python docs/generate.py [framework ...]``; and with ``figures``
+where docs/benchmarks.md has new ones, which the READMEs are to show, too.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -18,6 +20,8 @@ import autolog
 from autolog.testing import CapturedRun, capture
 
 FOLDER = Path(__file__).parent / "generated"
+BENCHMARKS = Path(__file__).parent / "benchmarks.md"
+READMES = [FOLDER.parent.parent / name for name in ("README.md", "README.ko.md")]
 
 
 def sklearn_pipeline() -> None:
@@ -188,8 +192,26 @@ def generate(framework: str) -> str:
     return f"<!-- Written by docs/generate.py; do not edit. -->\n\n{_page(framework)}"
 
 
+def with_figures(readme: str) -> str:
+    """Return a README with the figures of docs/benchmarks.md, less what a first look does without."""
+    measured = BENCHMARKS.read_text(encoding="utf-8")
+    lines = [line for line in measured.splitlines() if line.startswith("| ")]
+    left_out = [i for i, name in enumerate(lines[0].split("|")) if name.strip() in ("ratio", "with pictures")]
+    rows = ["|".join(cell for i, cell in enumerate(row.split("|")) if i not in left_out) for row in lines[1:]]
+    first = re.escape(rows[0].split("|")[1])
+    readme = re.sub(rf"(\|{first}\|.*\n)(\|.*\n)*", lambda _: "\n".join(rows) + "\n", readme)
+    machine = re.compile(r"\d+ cores, [^;\n]*?wrapt \d+(\.\d+)*")
+    found = machine.search(measured)
+    assert found is not None
+    return machine.sub(found[0], readme)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[1:] or EXAMPLES:
+        if name == "figures":
+            for path in READMES:
+                path.write_text(with_figures(path.read_text(encoding="utf-8")), encoding="utf-8")
+            continue
         (FOLDER / f"{name}.md").write_text(generate(name), encoding="utf-8")
         print(f"docs/generated/{name}.md")

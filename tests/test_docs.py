@@ -69,6 +69,13 @@ def test_the_korean_readme_is_in_step() -> None:
         assert korean[part] == english[part], part
 
 
+@pytest.mark.parametrize("readme", generate.READMES, ids=lambda path: path.name)
+def test_the_figures_of_the_readmes_are_those_of_the_bench(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    assert "autolog.autolog() with its import" in text
+    assert generate.with_figures(text) == text, "run: python docs/generate.py figures"
+
+
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
 def test_links_of_the_readme_lead_somewhere(name: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
