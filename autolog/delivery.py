@@ -83,7 +83,7 @@ class Delivery:
         self._returned: set[int] = set()
         self._places: dict[str, tuple[MlflowClient, str, dict[str, str]]] = {}
         self._attempted = int(spool.meta("attempted") or 0)
-        self._models = LoggedModels(spool, self._me, self._client, recovered=spool.meta("recovered") is not None)
+        self._models = LoggedModels(spool, self._me, self._client)
         self._figures: list[Figure] = []
         self._spent: list[Path] = []
 
@@ -319,8 +319,8 @@ class Delivery:
             if record.system_metrics:
                 detail["system"] = "yes"
             self._spool.bind(key, record.adopt, self._me, detail)
-        elif self._spool.claim(key, self._me) or not self._bound_by_owner(key):
-            open_remote(self._spool, client, record, self._me)
+        elif (claimed := self._spool.claim(key, self._me)) or not self._bound_by_owner(key):
+            open_remote(self._spool, client, record, self._me, claimed=claimed)
 
     def _bound_by_owner(self, key: str) -> bool:
         """Wait for the training process where it said that it creates this run; return whether the run exists."""

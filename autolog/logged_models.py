@@ -29,15 +29,13 @@ _OVER_HTTP = ("mlflow-artifacts:", "http:", "https:")
 class LoggedModels:
     """The models of one spool.
 
-    me: how its sender claims keys. client: returns the client of a tracking URI. recovered: whether the spool was
-    damaged, so that what was done may have been forgotten.
+    me: how its sender claims keys. client: returns the client of a tracking URI.
     """
 
-    def __init__(self, spool: Spool, me: str, client: Callable[[str], MlflowClient], *, recovered: bool) -> None:
+    def __init__(self, spool: Spool, me: str, client: Callable[[str], MlflowClient]) -> None:
         self._spool = spool
         self._me = me
         self._client = client
-        self._recovered = recovered
 
     def declare(self, record: DeclareModel, client: MlflowClient, run_id: str, run: Mapping[str, str]) -> None:
         """Create the model and link it to its run.
@@ -50,7 +48,7 @@ class LoggedModels:
             return
         # Created, bound, linked to its run: after a death in between, what was done is looked up, not done again.
         # The store refuses to link twice.
-        again = not self._spool.claim(key, self._me) or self._recovered
+        again = not self._spool.claim(key, self._me) or self._spool.in_doubt
         if known is None or known.remote is None:
             model = _create(client, record, run_id, run["experiment_id"], look_up=again)
             detail = {

@@ -22,6 +22,9 @@ OWNER, CLAIM_SECONDS = "owner-", 10.0
 #: How long the sender of a carried call waits for the parent's run, which another process opens.
 PARENT_SECONDS = 15.0
 
+#: In front of a run's key: marks one that the training process failed to create, as far as it knows.
+_TRIED = "tried:"
+
 #: The tag by which a run that was created just before a crash is found again.
 RUN_KEY = "autolog.run"
 
@@ -48,17 +51,20 @@ def _create_sqlite_store(uri: str) -> None:
     SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
 
 
-def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str) -> str:
+def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: str, *, claimed: bool) -> str:
     """Create the run that `record` opens in the store, bind its key to it, and return its id.
 
-    Called by who claimed the key: the sender, or the training process inside a logging call of the user's own.
+    Called by who claimed the key: the sender, or the training process inside a logging call of the user's own;
+    claimed: whether nobody had before, so that the run cannot be there already and is not looked for.
     """
     parent = _parent(spool, client, record, claimant)
     if parent is not None and parent.remote is not None:
         # A child is found below its parent only in the same experiment, whatever is chosen by now.
         record = record._replace(experiment_id=parent.detail["experiment_id"])
     parent_id = parent.remote if parent else None
-    created = _create_run(client, record, parent=parent_id)
+    # A carried call may be at work in other processes, too, whose spools are others.
+    look_up = not claimed or record.call is not None or spool.in_doubt or spool.meta(_TRIED + record.run) is not None
+    created = _create_run(client, record, parent=parent_id, look_up=look_up)
     run_id = str(created.info.run_id)
     uri = absolute_uri(record.tracking_uri, record.cwd)
     detail = {"uri": uri, "state": "open", "experiment_id": str(created.info.experiment_id)}
@@ -114,19 +120,20 @@ def open_for_owner(spool: Spool, record: OpenRun) -> str | None:
 
     def create() -> str:
         client = connect(absolute_uri(record.tracking_uri, record.cwd))
-        return open_remote(spool, client, record, claimant)
+        return open_remote(spool, client, record, claimant, claimed=True)
 
     made = guard.attempt(create)
     if made.error is not None:
+        spool.set_meta(_TRIED + record.run, "1")  # The store may have created it all the same.
         spool.unclaim(key)
         raise made.error
     return made.value
 
 
-def _create_run(client: MlflowClient, record: OpenRun, *, parent: str | None) -> Any:
-    """Create the run that `record` opens, or return the one that was created just before a crash."""
+def _create_run(client: MlflowClient, record: OpenRun, *, parent: str | None, look_up: bool) -> Any:
+    """Create the run that `record` opens; look_up: unless it was created just before a crash, and is there."""
     experiment_id = record.experiment_id or _experiment(client, record.experiment)
-    found = find_run(client, experiment_id, record.run)
+    found = find_run(client, experiment_id, record.run) if look_up else None
     if found is not None:
         return found
     tags = {RUN_KEY: record.run}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autolog import guard
-from autolog.spool import Spool, checksum
+from autolog.spool import IN_DOUBT, Spool, checksum
 
 #: The damaged database, kept beside the new one until all of that is delivered.
 ASIDE = "spool.db.damaged"
@@ -20,7 +20,8 @@ def recover(folder: Path) -> int:
     """Make a new database of what can be read of ``folder/spool.db``; return how many rows of records that is.
 
     Everything that is recovered may have been delivered before, and what the old database knew of that may be lost:
-    the new one says so (meta ``recovered``), and the delivery looks everything up in the store before it sends it.
+    the new one says so (:data:`~autolog.spool.IN_DOUBT`), and the delivery looks everything up in the store before it
+    sends it.
 
     Raises: OSError, sqlite3.Error where not even a new database can be written.
     """
@@ -47,7 +48,7 @@ def recover(folder: Path) -> int:
         for _, key, value in _rows(old, "meta", "key, value"):
             if key in ("pid", "cwd", "argv"):
                 spool.set_meta(key, str(value))
-        spool.set_meta("recovered", "1")
+        spool.set_meta(IN_DOUBT, "recovered")
         spool.problem(
             "damaged",
             f"the spool {folder} was damaged on the disk; {count} of its rows could be read and are delivered, "

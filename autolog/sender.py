@@ -213,6 +213,10 @@ def _loop(spool: Spool, host: Host, patience: float, sampling: Sampling) -> bool
     from autolog.delivery import Delivery
     from autolog.faults import Fault, Trouble, fault
 
+    if host.owner_gone(spool.folder):
+        # It may be that the machine has lost power: what the store has taken since the disk was written last is not
+        # known here.
+        spool.in_doubt = True
     delivery = Delivery(spool, own_process=host.own_process)
     trouble = Trouble()
     gone_since: float | None = None

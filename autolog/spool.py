@@ -35,6 +35,8 @@ FORMAT = 2
 _ROWS = 200
 #: A file that says: the training process left this spool, damaged, for another.
 MOVED = "moved"
+#: Says in the meta table that the spool stands in for another one.
+IN_DOUBT = "in_doubt"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -179,6 +181,9 @@ class Spool:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
         self._path.chmod(0o600)
+        #: Whether the store may hold what is not known here: in place of one that was damaged or deleted, or where
+        #: the last commits may be lost, so that claims say nothing.
+        self.in_doubt = self.meta(IN_DOUBT) is not None
         version = self.meta("format")
         if version is None:
             self.set_meta("format", str(FORMAT))

@@ -21,7 +21,7 @@ from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
 from autolog.launcher import Launcher
 from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
-from autolog.spool import MOVED, Lease, Spool, SpoolError, make_folder
+from autolog.spool import IN_DOUBT, MOVED, Lease, Spool, SpoolError, make_folder
 from autolog.uris import working_folder
 from autolog.worker import Job, Worker
 
@@ -360,6 +360,7 @@ class Writer:
         """Begin a new spool in place of one that was deleted or damaged, and tell it of the runs that are open."""
         old = spool.folder
         opened, lease = self._open()
+        opened.set_meta(IN_DOUBT, f"follows {old}")
         opened.append(list(self._opened.values()))
         guard.attempt(spool.close)
         # Whoever recovers the old one must not take the training, which goes on elsewhere, for dead.
