@@ -30,12 +30,12 @@ class Told:
     the same series, not a second metric: counting begins anew at each step.
     """
 
-    __slots__ = ("_data", "_inputs", "_metrics", "details", "step")
+    __slots__ = ("_data", "_known", "_metrics", "details", "step")
 
     def __init__(self) -> None:
         self._metrics: dict[str, int] = {}
         self._data: dict[str, list[weakref.ref[Any]]] = {}
-        self._inputs: set[tuple[str, str]] = set()
+        self._known: set[tuple[Any, ...]] = set()
         #: What a flavor keeps of each metric, by its key.
         self.details: dict[str, Any] = {}
         #: The step that the training is at.
@@ -65,11 +65,11 @@ class Told:
         count = self._metrics[metric] = self._metrics.get(metric, 0) + 1
         return f"{_numbered(metric, count)}_{name}"
 
-    def is_new(self, dataset: Dataset) -> bool:
-        """Return whether the run has not been told of this dataset yet, and note that it has."""
-        if dataset.key in self._inputs:
+    def is_new(self, what: tuple[Any, ...]) -> bool:
+        """Return whether the run has not been told of this yet, such as a dataset's key, and note that it has."""
+        if what in self._known:
             return False
-        self._inputs.add(dataset.key)
+        self._known.add(what)
         return True
 
 
@@ -107,7 +107,7 @@ class Prediction:
         told = trained.told
         key = told.key_of(metric, self.name)
         dataset = guard.run("describe the evaluation data", self.dataset)
-        if dataset is not None and told.is_new(dataset):
+        if dataset is not None and told.is_new(dataset.key):
             trained.run.dataset(dataset, "eval")
         trained.run.metrics({key: value}, step=told.step, model=trained.model, dataset=dataset)
         if command is not None and told.details.get(key) != command:
@@ -165,7 +165,7 @@ def follow(
     if type(output).__weakrefoffset__ == 0:  # A list or a tuple cannot be followed without keeping it alive.
         return
     prediction = Prediction(by, by.told.name_of(variable, data), dataset)
-    _put(_made, output, prediction)
+    attach(output, prediction)
     postprocessed.remember(output, prediction, classes)
     if not hasattr(output, "__array_interface__"):
         return
@@ -176,6 +176,11 @@ def follow(
     # nothing else holds it (the three references are the prediction's, this frame's and the argument's).
     elif type(owner) is type(output) and sys.getrefcount(owner) <= 3:
         _put(_buffers, owner, (prediction, Rows.of(output)))
+
+
+def attach(made: Any, prediction: Prediction) -> None:
+    """Remember that `made`, which can be referred to weakly, is that prediction, or what is to be said of it."""
+    _put(_made, made, prediction)
 
 
 class Rows:
@@ -280,7 +285,7 @@ def score(call: Call) -> Generator[None, Any, None]:
 def metric(call: Call) -> Generator[None, Any, None]:
     """Hook for metric functions: record the value, if one of the arguments is a prediction of a recorded model."""
     prediction = None
-    if (_made or _buffers or postprocessed.waiting()) and getattr(_local, "depth", 0) == 0:
+    if (_made or _buffers or postprocessed.waiting()) and not spoken_for():
         found = (origin(value) for value in (*call.args, *call.kwargs.values()))
         prediction = next((each for each in found if each is not None), None)
         if (prediction is not None or postprocessed.waiting()) and not by_user(call):
@@ -352,9 +357,14 @@ def nested() -> Iterator[None]:
         _local.depth -= 1
 
 
+def spoken_for() -> bool:
+    """Return whether a patched call around this one, on this thread, speaks for it."""
+    return getattr(_local, "depth", 0) > 0
+
+
 def by_user(call: Call) -> bool:
     """Return whether the user made this call, rather than a framework or another call that speaks for it."""
-    if getattr(_local, "depth", 0) > 0:
+    if spoken_for():
         return False
     own = str(getattr(call.function, "__module__", "")).partition(".")[0]
     frame = inspect.currentframe()

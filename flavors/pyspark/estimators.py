@@ -20,12 +20,20 @@ _trainings: weakref.WeakKeyDictionary[Scope, Training] = weakref.WeakKeyDictiona
 
 
 def opens_run(call: Call) -> bool:
-    """Return whether fitting this estimator alone is a training: featurizers, which make a column, are not."""
-    kind = type(call.instance)
+    """Return whether fitting this estimator alone is a training: featurizers are not, nor pipelines of nothing else."""
+    return not _is_featurizer(call.instance)
+
+
+def _is_featurizer(stage: Any) -> bool:
+    """Return whether a stage only makes columns for others."""
+    kind = type(stage)
     if kind.__module__.startswith("pyspark.ml.feature"):
-        return False
+        return True
+    inner = stages.param_values(stage).get("stages") if stages.is_pipeline(stage) else stages.fitted(stage)
+    if inner is not None:
+        return len(inner) > 0 and all(_is_featurizer(each) for each in inner)
     makes_column = hasattr(kind, "outputCol") or hasattr(kind, "outputCols")
-    return not makes_column or hasattr(kind, "predictionCol")
+    return makes_column and not hasattr(kind, "predictionCol")
 
 
 def joins(call: Call, outer: Scope) -> bool:
@@ -47,7 +55,8 @@ def fit(call: Call) -> Generator[None, Any, None]:
     estimator, run = call.instance, call.run
     extra = given if isinstance(given, dict) else None
     named = describe(run, estimator, extra)
-    training = Training(frame, call.name_of(frame) or "dataset")
+    # Inside fitMultiple the frame is Spark's own variable.
+    training = Training(frame, group.name if group is not None else call.name_of(frame) or "dataset")
     try:
         _trainings[here] = training
         training.fitted_on(estimator, frame)
@@ -86,7 +95,7 @@ def fit_multiple(call: Call) -> Generator[None, Any, None]:
     training = Training(frame, call.name_of(frame) or "dataset")
     training.describe(run)
     training.hold.release_after(run)
-    multiple.follow(models, run, models.numModel)
+    multiple.follow(models, run, models.numModel, training.name)
 
 
 def not_recorded(call: Call) -> Generator[None, Any, None]:

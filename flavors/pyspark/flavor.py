@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ class PySparkFlavor(Flavor):
     """Spark ML estimators, user-written ones included, also on Spark Connect; ``pyspark.ml.connect`` is not recorded.
 
     Seams: ``Estimator.fit``, ``Transformer.transform`` and ``Evaluator.evaluate``, each defined once in Spark ML itself
-    (subclasses define ``_fit``, ``_transform``, ``_evaluate``), and wherever else a subclass overrides them; the
+    (subclasses define ``_fit``, ``_transform``, ``_evaluate``), and wherever else a subclass overrides them;
+    ``evaluate`` of models, and ``JavaWrapper._call_java``, through which summaries get what is asked of them; the
     default ``fitMultiple`` with its iterator, which fits later and on any thread; ``SparkContext.stop``, which
     ``SparkSession.stop`` calls, as models that are being saved need the context.
     """
@@ -26,6 +28,7 @@ class PySparkFlavor(Flavor):
         self._seen: set[tuple[type, str]] = set()
         self.when_imported("pyspark.ml.base", self._patch_base)
         self.when_imported("pyspark.ml.evaluation", self._patch_evaluation)
+        self.when_imported("pyspark.ml.wrapper", self._patch_wrapper)
         context = getattr(module, "SparkContext", None)  # A client for Spark Connect only has none.
         if context is not None:
             self.wrap_call(context, "stop", background.stop)
@@ -44,28 +47,31 @@ class PySparkFlavor(Flavor):
         self.wrap_call(module.Estimator, "fit", estimators.not_recorded)
 
     def _patch_base(self, module: ModuleType) -> None:
-        self._patch_family(module.Estimator, "fit")
-        self._patch_family(module.Transformer, "transform")
+        self._patch_family(module.Estimator, "fit", _fit)
+        self._patch_family(module.Transformer, "transform", _transform)
+        self._patch_family(module.Model, "evaluate", _evaluate_model)
         self.wrap_call(module.Estimator, "fitMultiple", estimators.fit_multiple)
         self.wrap_call(module._FitMultipleIterator, "__next__", multiple.next_model)
 
     def _patch_evaluation(self, module: ModuleType) -> None:
-        self._patch_family(module.Evaluator, "evaluate")
+        self._patch_family(module.Evaluator, "evaluate", _evaluate)
 
-    def _patch_family(self, base: Any, name: str) -> None:
+    def _patch_wrapper(self, module: ModuleType) -> None:
+        self.wrap_call(module.JavaWrapper, "_call_java", post_training.call_java)
+
+    def _patch_family(self, base: Any, name: str, wrap: Callable[..., None]) -> None:
         """Patch method `name` of `base`, and of its subclasses that override it."""
-        self._patch_class(base, name)
-        self.follow_subclasses(base, partial(self._patch_class, name=name))
+        self._patch_class(base, name, wrap)
+        self.follow_subclasses(base, partial(self._patch_class, name=name, wrap=wrap))
 
-    def _patch_class(self, cls: type, name: str) -> None:
+    def _patch_class(self, cls: type, name: str, wrap: Callable[..., None]) -> None:
         if (cls, name) in self._seen or not hasattr(vars(cls).get(name), "__get__"):
             return
         self._seen.add((cls, name))
-        _WRAP[name](self, cls, name)
+        wrap(self, cls, name)
 
 
-_WRAP = {
-    "fit": partial(Flavor.wrap_training, hook=estimators.fit, opens=estimators.opens_run, joins=estimators.joins),
-    "transform": partial(Flavor.wrap_call, hook=post_training.transform),
-    "evaluate": partial(Flavor.wrap_call, hook=post_training.evaluate),
-}
+_fit = partial(Flavor.wrap_training, hook=estimators.fit, opens=estimators.opens_run, joins=estimators.joins)
+_transform = partial(Flavor.wrap_call, hook=post_training.transform)
+_evaluate = partial(Flavor.wrap_call, hook=post_training.evaluate)
+_evaluate_model = partial(Flavor.wrap_call, hook=post_training.evaluate_model)

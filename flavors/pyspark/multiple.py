@@ -18,10 +18,14 @@ _local = threading.local()
 
 
 class Group:
-    """The run of one call of ``fitMultiple``; it ends with the last model, or when nobody can ask for one any more."""
+    """The run of one call of ``fitMultiple``; it ends with the last model, or when nobody can ask for one any more.
 
-    def __init__(self, run: Run, count: int) -> None:
+    name: what the user calls the data.
+    """
+
+    def __init__(self, run: Run, count: int, name: str) -> None:
         self.run = run
+        self.name = name
         self._left = count
         self._lock = threading.Lock()
 
@@ -48,9 +52,9 @@ def current() -> Group | None:
     return group
 
 
-def follow(models: Any, run: Run, count: int) -> None:
-    """Remember that taking models from the iterator `models` belongs to `run`."""
-    group = Group(run, count)
+def follow(models: Any, run: Run, count: int, name: str) -> None:
+    """Remember that taking `count` models from the iterator `models` belongs to `run`; name: of the data."""
+    group = Group(run, count, name)
     _groups[models] = group
     weakref.finalize(models, guard.run, "end the run", group.end).atexit = False
     if not count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from autolog import predictions
 from flavors.pyspark import stages
 
 #: Model class -> attributes of its training summary that are plain values of the driver, as of Spark's source. The
@@ -20,6 +21,9 @@ _SUMMARIES = {
     "BisectingKMeansModel": ("trainingCost", "numIter"),
     "GaussianMixtureModel": ("logLikelihood", "numIter"),
 }
+
+#: What is recorded of every training, whether anybody asks for it or not.
+FREE = frozenset(name for names in _SUMMARIES.values() for name in names)
 
 #: Model class -> properties that say how large the model became, and their keys.
 _TREES = {"depth": "depth", "numNodes": "numNodes"}
@@ -42,10 +46,11 @@ def read(model: Any) -> list[Point]:
     Scalars are of step 0. Histories have one value per iteration: ``objectiveHistory``, the first before any iteration,
     and those of XGBoost's models, ``<dataset>-<metric>`` as XGBoost itself names them.
     """
-    for stage in reversed(stages.flat(model)):
-        points = list(_points(stage))
-        if points:
-            return points
+    with predictions.nested():  # Nobody else has asked for it.
+        for stage in reversed(stages.flat(model)):
+            points = list(_points(stage))
+            if points:
+                return points
     return []
 
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from autolog import guard, predictions
+from autolog import guard
 from autolog.datasets import Dataset
 from autolog.models import ModelSnapshot
 from autolog.run import Run
-from flavors.pyspark import columns, frames, importances, snapshot, stages, summaries
+from flavors.pyspark import columns, frames, importances, post_training, snapshot, stages, summaries
 from flavors.pyspark.background import Hold
 from flavors.pyspark.stages import ParamMap
 
@@ -25,6 +25,8 @@ class Training:
         self.frame = frame if frames.is_classic(frame) or frames.is_remote(frame) else None
         self.name = name
         self.dataset: Dataset | None = None
+        #: The same, for who must not hold the frame.
+        self._described: list[Dataset] = []
         self.hold = Hold(None if self.frame is None else self.frame.sparkSession)
         self._fitted_on: dict[str, Any] = {}
 
@@ -42,6 +44,7 @@ class Training:
             dataset = self.hold.ask(run, "reading a schema", frames.describe, self.frame, self.name)
             self.dataset = dataset
             if dataset is not None:
+                self._described.append(dataset)
                 run.dataset(dataset, "train")
 
         run.later("describe the training data", describe, quick=True)
@@ -57,7 +60,7 @@ class Training:
                 "spark-frame",
                 "mlflow-autolog: models that were not fitted on a Spark DataFrame are not saved; all else is recorded.",
             )
-            predictions.remember(model, run, None)
+            self._remember(model, run, None)
             return
         # The user may change the model's params from here on; and its companion in the JVM must not be touched while
         # the user's own calls use it.
@@ -69,16 +72,19 @@ class Training:
         if key is not None:
             steps = guard.run("follow the columns", columns.steps, estimator, extra)
             run.save_model(key, self._take(run, detached, steps))
-        predictions.remember(model, run, key)
+        self._remember(model, run, key)
         best = getattr(model, "bestModel", None) if stages.is_search(estimator) else None
         if best is not None:
             best_key = None
             if run.config.log_models and detached.value is not None:
                 inner = guard.Outcome(detached.value.bestModel, None)
                 best_key = run.model(self._take(run, inner, steps), name="best_model")
-            predictions.remember(best, run, best_key)
+            self._remember(best, run, best_key)
         if detached.value is not None:
             self._weigh(run, detached.value, self._last_frame(estimator, extra))
+
+    def _remember(self, model: Any, run: Run, key: str | None) -> None:
+        post_training.remember(model, run, key, self.frame, self.name, self._described)
 
     def _take(
         self, run: Run, detached: guard.Outcome[Any], steps: list[columns.Step] | None

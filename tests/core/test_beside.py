@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import LinearRegression, Ridge
 
 import autolog
-from autolog import beside, guard, runtime
+from autolog import beside, guard, runtime, writer
 from autolog.opening import CLAIM_SECONDS
 
 X, Y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
@@ -248,7 +248,9 @@ def test_columns_that_still_grow_are_left_to_the_user_from_then_on(here) -> None
 
 
 @pytest.mark.parametrize("how", ["log_metric", "log_batch", "module"])
-def test_what_is_logged_into_a_run_by_its_id_is_the_users_too(here, how) -> None:
+def test_what_is_logged_into_a_run_by_its_id_is_the_users_too(here, how, monkeypatch) -> None:
+    # What is on disk before the user logs stays.
+    monkeypatch.setattr(writer, "INTERVAL", 5.0)
     here.start()
     with mlflow.start_run() as active:
         run, other = runtime.open_run("torch"), runtime.open_run("sklearn")  # The second is a child of the user's.

@@ -171,6 +171,17 @@ def test_featurizers_alone_open_no_run(store, penguins):
     assert store.runs() == []
 
 
+def test_pipelines_of_featurizers_alone_open_no_run(store, penguins):
+    """As with scikit-learn; what is fitted on the columns that they make is the training."""
+    index = StringIndexer(inputCol="Island", outputCol="i")
+    assemble = VectorAssembler(inputCols=["i", "BodyMass"], outputCol="features")
+    features = Pipeline(stages=[Pipeline(stages=[index]), assemble])
+    prepared = features.fit(penguins).transform(penguins)
+    assert store.runs() == []
+    LogisticRegression(labelCol="Species", maxIter=1).fit(prepared)
+    assert store.run().data.tags["estimator_name"] == "LogisticRegression"
+
+
 def test_clusterings_open_a_run(store, vectors):
     model = KMeans(k=2, seed=1).fit(vectors)
     run = store.run()
@@ -307,6 +318,7 @@ def test_fit_multiple_is_one_run_with_a_child_per_model(store, vectors):
     assert [each.dataset.name for each in parent.inputs.dataset_inputs] == ["vectors"]
     assert {model.source_run_id for model in store.models()} == {run.info.run_id for run in children}
     for run in children:
+        assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["vectors"]
         index = [0.1, 0.2, 0.3].index(float(run.data.params["regParam"]))
         assert store.history(run, "objectiveHistory") == list(enumerate(taken[index].summary.objectiveHistory))
 

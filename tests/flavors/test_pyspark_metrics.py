@@ -163,6 +163,50 @@ def test_training_summary_is_recorded_as_far_as_it_is_free(store, vectors):
     assert points["objectiveHistory", last].dataset_digest == found.dataset.digest
 
 
+def test_numbers_that_the_user_reads_from_a_summary_are_metrics(store, penguins, lab_pipeline):
+    """What Spark computes when it is asked for, by the user: of the training data, or of what a model evaluated."""
+    train, test = penguins.randomSplit([0.7, 0.3], seed=1)
+    model = lab_pipeline().fit(train)
+    last = model.stages[-1]
+    said = {"accuracy_train": last.summary.accuracy, "weightedRecall_train": last.summary.weightedRecall}
+    assert last.summary.accuracy == said["accuracy_train"]  # Read again: no other metric.
+    prepared = Pipeline(stages=model.stages[:-1]).fit(test).transform(test)
+    evaluated = last.evaluate(prepared)
+    said["accuracy-2_prepared"] = evaluated.accuracy
+    said["weightedFMeasure_prepared"] = evaluated.weightedFMeasure()
+    said["weightedFMeasure-2_prepared"] = evaluated.weightedFMeasure(0.5)
+    evaluator = MulticlassClassificationEvaluator(labelCol="Species", metricName="accuracy")
+    said["accuracy-3_test"] = evaluator.evaluate(model.transform(test))
+    assert said["accuracy-3_test"] == said["accuracy-2_prepared"]
+    run = store.run()
+    own = {"objectiveHistory", "totalIterations"}
+    assert {name: value for name, value in run.data.metrics.items() if name not in own} == said
+    contexts = {each.dataset.name: each.tags[0].value for each in run.inputs.dataset_inputs}
+    assert contexts == {"train": "train", "prepared": "eval", "test": "eval"}
+    (logged,) = store.models()
+    linked = {metric.key: (metric.value, metric.dataset_name) for metric in logged.metrics if metric.key not in own}
+    assert linked == {name: (value, name.rpartition("_")[2]) for name, value in said.items()}
+    info = artifact(run, "metric_info.json")
+    assert sorted(info) == sorted(said)
+    assert info["weightedFMeasure-2_prepared"]["arguments"] == [0.5]
+
+
+def test_numbers_of_a_regressions_summary(store, spark):
+    from pyspark.ml.linalg import Vectors
+
+    rows = [(2.0 * i + i % 3, Vectors.dense([float(i), float(i % 5)])) for i in range(1, 40)]
+    frame = spark.createDataFrame(rows, ["label", "features"])
+    model = LinearRegression(maxIter=3).fit(frame)
+    said = {"r2_frame": model.summary.r2, "rootMeanSquaredError_frame": model.summary.rootMeanSquaredError}
+    part = frame.limit(20)
+    said["r2-2_part"] = model.evaluate(part).r2
+    assert model.summary.numInstances == 39
+    model.summary.predictions.count()
+    metrics = store.run().data.metrics
+    assert {name: value for name, value in metrics.items() if name in said} == said
+    assert set(metrics) == set(said)  # By the normal equation: no iterations.
+
+
 def test_sizes_of_trees_are_recorded(store, vectors):
     tree = DecisionTreeClassifier(maxDepth=3).fit(vectors)
     forest = RandomForestClassifier(numTrees=3, seed=1).fit(vectors)

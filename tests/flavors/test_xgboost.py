@@ -723,8 +723,11 @@ def test_checkpoints_by_time_are_taken_while_it_trains(recorder, matrices):
 
     xgb.train(PARAMS, dtrain, 5, evals=[(dtrain, "train")], callbacks=[Slow()], verbose_eval=False)
     found = {step_of(recorder, model): model for model in recorder.models()}
-    assert set(found) == {2, 4}
-    assert {step: load(recorder, model).num_boosted_rounds() for step, model in found.items()} == {2: 3, 4: 5}
+    # A round takes 0.6 s, or longer on a busy machine: a second has passed at the third, if not at the second already.
+    assert 0 not in found
+    assert found.keys() & {1, 2}
+    assert 4 in found
+    assert all(load(recorder, model).num_boosted_rounds() == step + 1 for step, model in found.items())
 
 
 def test_checkpoints_against_sudden_death_go_once_the_slices_are_there(recorder, matrices, monkeypatch):
