@@ -216,7 +216,7 @@ class Rows:
             return None
         offset, step = view.start - self.start, view.stride // self.stride
         if self.across > self.stride > 0:
-            # Fortran order, as of probabilities before scikit-learn 1.6: a column's rows lie side by side.
+            # Fortran order, as of probabilities of older scikit-learn: a column's rows lie side by side.
             column, offset = divmod(offset, self.across)
             if not 0 <= column < self.width or view.across % self.across:
                 return None
