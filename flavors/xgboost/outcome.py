@@ -40,12 +40,15 @@ def _save(rounds: Rounds, booster: Any, make: Make, index: int | None) -> tuple[
     frozen = snapshots.freeze(booster)
     last = rounds.last_index(booster)
     step = max(0, rounds.offset + (last if index is None else index))
-    model = run.model(make(frozen), step=step, register=True)
+    take = make(frozen)
+    model = run.declare_model(step=step, register=True)
     lineage.remember(booster, model)
     if index is not None and rounds.count:
         rounds.of_model(index, model)
-    rounds.save_slices(frozen, last)
+    # In front of the files, so that its numbers go to the store with those of the rounds.
     importances.say(run, frozen, model)
+    run.save_model(model, take)
+    rounds.save_slices(frozen, last)
     return model, frozen
 
 
@@ -74,7 +77,9 @@ def save_partial(rounds: Rounds | None, pack: Pack) -> None:
 def remember_only(run: Run, booster: Any, make: Make) -> tuple[str, Frozen]:
     """Record a model that no recorded rounds can be said to be of."""
     frozen = snapshots.freeze(booster)
-    model = run.model(make(frozen), register=True)
+    take = make(frozen)
+    model = run.declare_model(register=True)
     lineage.remember(booster, model)
     importances.say(run, frozen, model)
+    run.save_model(model, take)
     return model, frozen
