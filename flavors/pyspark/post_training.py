@@ -98,7 +98,7 @@ def call_java(call: Call) -> Generator[None, Any, None]:
         prediction = predictions.origin(counterpart) if counterpart is not None else None
         if prediction is not None:
             detail = {"summary_class": type(wrapper).__name__, "arguments": arguments}
-            if prediction.trained.told.is_new((name, prediction.name, str(detail), answer)):
+            if prediction.trained.told.is_new((name, prediction.name, str(detail), repr(answer))):
                 _say(prediction, name, answer, detail)
 
 

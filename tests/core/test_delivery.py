@@ -15,8 +15,9 @@ from autolog import delivery as delivery_module
 from autolog import runtime
 from autolog.batches import clean_key
 from autolog.delivery import Delivery
+from autolog.opening import open_for_owner
 from autolog.records import DatasetInput, EndRun, OpenRun, Params, Points, Tags, Text
-from autolog.spool import Spool
+from autolog.spool import IN_DOUBT, Spool
 from autolog.uris import absolute_uri, without_credentials
 
 
@@ -141,6 +142,41 @@ def test_a_dataset_that_another_sender_brings_at_the_same_moment_is_not_lost(rec
     assert spool.problems() == []
     run = next(run for run in client.search_runs(other.info.experiment_id) if run.info.run_id != other.info.run_id)
     assert sorted(each.dataset.name for each in run.inputs.dataset_inputs) == names
+
+
+def test_a_run_that_the_training_process_failed_to_create_as_far_as_it_knows_is_not_doubled(
+    recorder, spool, monkeypatch
+) -> None:
+    create_run = MlflowClient.create_run
+
+    def times_out(*args, **settings) -> None:
+        create_run(*args, **settings)
+        raise TimeoutError
+
+    monkeypatch.setattr(MlflowClient, "create_run", times_out)
+    with pytest.raises(TimeoutError):
+        open_for_owner(spool, opening(recorder))
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    spool.append([opening(recorder), Points("r", 0, 1, {"loss": 0.5}), EndRun("r", "FINISHED", 3)])
+    Delivery(spool, own_process=False).send(spool.pending(10))
+    assert recorder.history(recorder.run(), "loss") == [(0, 0.5)]
+
+
+def test_a_spool_in_place_of_another_doubles_no_run(recorder, spool, tmp_path) -> None:
+    """The training goes on in a new spool where the old one was deleted; the run may have been opened from that."""
+    spool.append([opening(recorder), Points("r", 0, 1, {"loss": 0.5})])
+    Delivery(spool, own_process=False).send(spool.pending(10))
+    folder = tmp_path / "next"
+    (folder / "blobs").mkdir(parents=True, mode=0o700)
+    folder.chmod(0o700)
+    follower = Spool(folder)
+    follower.set_meta(IN_DOUBT, "follows")
+    follower.close()
+    follower = Spool(folder)
+    follower.append([opening(recorder), Points("r", 1, 2, {"loss": 0.25}), EndRun("r", "FINISHED", 3)])
+    Delivery(follower, own_process=False).send(follower.pending(10))
+    follower.close()
+    assert recorder.history(recorder.run(), "loss") == [(0, 0.5), (1, 0.25)]
 
 
 def test_not_a_number_and_infinity(recorder, run) -> None:
