@@ -31,12 +31,13 @@ PATIENCE = 600.0
 
 
 def _waits(spool: Path) -> bool:
-    """Whether records wait in `spool`, or it was never finished."""
+    """Whether records wait in `spool`, or are being written there."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{spool}?mode=ro", uri=True)) as db:
             return any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in ("records", "aside", "ids"))
-    except sqlite3.OperationalError:
-        return spool.exists()
+    except sqlite3.OperationalError as error:
+        # Where the training was killed while it made the tables, no record was ever in them.
+        return spool.exists() and "no such table" not in str(error)
 
 
 class Line:
