@@ -24,11 +24,15 @@ class Training:
     def __init__(self, frame: Any, name: str) -> None:
         self.frame = frame if frames.is_classic(frame) or frames.is_remote(frame) else None
         self.name = name
-        self.dataset: Dataset | None = None
-        #: The same, for who must not hold the frame.
+        #: The dataset, once it is described: in a list, for who must not hold the frame.
         self._described: list[Dataset] = []
         self.hold = Hold(None if self.frame is None else self.frame.sparkSession)
         self._fitted_on: dict[str, Any] = {}
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The description of the frame, None until it is there."""
+        return self._described[0] if self._described else None
 
     def fitted_on(self, estimator: Any, frame: Any) -> None:
         """Remember the frame that a stage is being fitted on; of a search, the last fit is that of its best model."""
@@ -42,7 +46,6 @@ class Training:
 
         def describe() -> None:
             dataset = self.hold.ask(run, "reading a schema", frames.describe, self.frame, self.name)
-            self.dataset = dataset
             if dataset is not None:
                 self._described.append(dataset)
                 run.dataset(dataset, "train")
