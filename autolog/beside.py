@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard
+from autolog.commits import commit_at
 
 if TYPE_CHECKING:
     from autolog.run import Run
@@ -96,43 +96,21 @@ def source_name() -> str:
     return sys.argv[0] if sys.argv and sys.argv[0] else sys.executable
 
 
-def context_tags(main_file: str) -> dict[str, str]:
-    """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the worker thread."""
+def context_tags(script: str) -> dict[str, str]:
+    """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the worker thread.
+
+    script: the absolute path of what makes the run.
+    """
     import getpass
 
     tags = {}
     user = guard.attempt(getpass.getuser)
     if user.value:
         tags["mlflow.user"] = user.value
-    commit = guard.attempt(_git_commit, Path(main_file).resolve().parent)
+    commit = guard.attempt(commit_at, script)
     if commit.value:
         tags["mlflow.source.git.commit"] = commit.value
     return tags
-
-
-def _git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in the repository around `folder`; see gitrepository-layout(5)."""
-    git = next((parent / ".git" for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
-    if git is None:
-        return None
-    if git.is_file():  # A worktree or submodule: "gitdir: <path>".
-        git = (git.parent / git.read_text().removeprefix("gitdir:").strip()).resolve()
-    head = (git / "HEAD").read_text().strip()
-    if not head.startswith("ref:"):
-        return head
-    name = head.removeprefix("ref:").strip()
-    common = git
-    if (git / "commondir").exists():
-        common = (git / (git / "commondir").read_text().strip()).resolve()
-    for base in (git, common):
-        if (base / name).exists():
-            return (base / name).read_text().strip()
-    packed = common / "packed-refs"
-    if packed.exists():
-        for line in packed.read_text().splitlines():
-            if line.endswith(f" {name}"):
-                return line.split()[0]
-    return None
 
 
 _local = threading.local()

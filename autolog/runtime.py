@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolog import beside, endings, guard, scope
@@ -181,7 +182,7 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None,
 
 
 def _context(run: Run, main_file: str) -> None:
-    tags = beside.context_tags(main_file)
+    tags = beside.context_tags(str(Path(run.opened.cwd, main_file)))
     if tags:
         run.tags(tags)
 

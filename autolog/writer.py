@@ -307,7 +307,10 @@ class Writer:
                 hurry = not all(isinstance(record, CAN_WAIT) for record in backlog)
                 backlog.clear()
                 self.unwritten = 0
-                watched = WATCH
+                if watched is None:
+                    # The delivery is given its time first: looking asks the disk a dozen times, and the interpreter as
+                    # often, which the training beside it pays for.
+                    watched, seen_at = WATCH, time.monotonic()
                 self._sender.poke(hurry=hurry)
         if watched is not None:
             guard.run("look after the delivery", self._watch, spool)
