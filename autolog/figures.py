@@ -41,6 +41,8 @@ _OFFSET = 14.0
 #: Inches between axes and names, and how much larger these are written at first.
 _GAP, _FINE = 0.06, 3
 _COLOR, _QUIET = "#1f6fb2", "#8a8f98"
+#: The part of a color, of 255, above which it is white.
+_NEARLY_WHITE = 248
 #: Tried after matplotlib's own font, for names in scripts that it lacks.
 _FALLBACK = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic", "Noto Sans")
 _drawing = threading.Lock()
@@ -97,6 +99,8 @@ class Page:
         self._beside: tuple[list[str], float] = ([], 0.0)
         #: Whether all pictures on this page have the same axes, in size, limits and ticks: they are then drawn once.
         self.same_axes = False
+        #: Whether what is painted has more than a color or two, besides black and gray.
+        self.colorful = False
         self._empty: Any = None
 
     def size(self, width: float, height: float, *, left: float, bottom: float, right: float, top: float) -> None:
@@ -204,10 +208,10 @@ class Page:
         size = self.canvas.get_width_height()
         pixels = self.canvas.buffer_rgba()  # type: ignore[no-untyped-call]
         picture = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1)
-        # Without transparency and at this level it is written in a third of the time.
         opaque = picture.convert("RGB")
         self._write_beside(opaque)
-        opaque.save(path, "PNG", compress_level=3, dpi=(_DPI, _DPI))
+        shown = opaque if self.colorful else _few_colors(opaque)
+        shown.save(path, "PNG", compress_level=3, dpi=(_DPI, _DPI))
         axes = self.axes
         for artist in (*axes.lines, *axes.collections, *axes.patches, *axes.texts, *axes.images):
             artist.remove()
@@ -239,6 +243,19 @@ class Page:
             self.canvas.restore_region(self._empty)  # type: ignore[no-untyped-call]
         for artist in sorted(painted, key=lambda each: each.get_zorder()):
             axes.draw_artist(artist)
+
+
+def _few_colors(picture: Image) -> Image:
+    """Return a picture of a color or two with 256 colors, none of them further from its own than can be seen.
+
+    A byte for each of its points rather than three is written in half the time, and into a third of the space.
+    """
+    from PIL import Image
+
+    few = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    # The colors are means of similar ones, that of white and of the edges of letters among them.
+    few.putpalette([255 if value > _NEARLY_WHITE else value for value in few.getpalette() or ()])
+    return few
 
 
 @cache
@@ -304,6 +321,7 @@ def _bars(data: Mapping[str, Any]) -> Page:
 
 def _lines(data: Mapping[str, Any]) -> Page:
     page = _page("lines")
+    page.colorful = True
     page.size(_WIDTH, _HEIGHT, left=0.85, bottom=0.55, right=0.2, top=0.5)
     page.title(data["title"], pad=_OFFSET)
     page.labels(data.get("xlabel", ""), data.get("ylabel", ""))

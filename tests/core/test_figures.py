@@ -36,6 +36,32 @@ def test_names_of_any_kind_are_drawn_as_text(name: str, tmp_path: Path) -> None:
     assert size(tmp_path / "lines.png") == (770, 495)
 
 
+def test_few_colors_are_the_colors_that_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [[200 - 9 * i + 40 * j for j in range(6)] for i in range(6)]
+    for kind, data in {
+        "bars": {"title": "t", "names": list("abc"), "values": [3, -2, 1]},
+        "residuals": {
+            "title": "t",
+            "number": 300,
+            "predicted": [math.sin(i) for i in range(300)],
+            "residual": [math.cos(7 * i) for i in range(300)],
+        },
+        "confusion_matrix": {"title": "t", "labels": list("abcdef"), "counts": counts, "classes": 6},
+    }.items():
+        figures.draw(kind, data, tmp_path / "few.png")
+        with monkeypatch.context() as patch:
+            patch.setattr(figures, "_few_colors", lambda picture: picture)
+            figures.draw(kind, data, tmp_path / "all.png")
+        few, drawn = Image.open(tmp_path / "few.png"), Image.open(tmp_path / "all.png")
+        assert (few.mode, drawn.mode) == ("P", "RGB")
+        shown, meant = (np.asarray(each.convert("RGB")).astype(int) for each in (few, drawn))
+        assert np.abs(shown - meant).max() < 24
+        assert (shown[(meant == 255).all(axis=2)] == 255).all()
+        assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size
+    figures.draw("lines", {"title": "t", "series": {"a": [[0, 1], [1, 2]]}}, tmp_path / "lines.png")
+    assert Image.open(tmp_path / "lines.png").mode == "RGB"  # Curves have ten colors, each with its shades.
+
+
 def test_nothing_to_draw_is_an_empty_picture(tmp_path: Path) -> None:
     figures.draw("bars", {"title": "none", "names": [], "values": []}, tmp_path / "bars.png")
     figures.draw("lines", {"title": "none", "series": {}}, tmp_path / "lines.png")
