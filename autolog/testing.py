@@ -119,9 +119,6 @@ class _KeepingWriter(Writer):
         self.folder = folder
         return spool, lease
 
-    def _ensure_sender(self) -> None:
-        """Start none."""
-
     def flush(self, timeout: float, waiting: Callable[[int | None], None] | None = None) -> bool:
         """Wait until everything noted so far is kept; False when `timeout` seconds ran out. `waiting` is not called."""
         return self.spooled(timeout) is not None

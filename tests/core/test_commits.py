@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autolog import commits
+from autolog import beside, commits, guard
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -103,3 +103,40 @@ def test_a_run_is_tagged_with_the_commit_of_its_script(recorder, repository, mon
     Ridge().fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
     assert recorder.run().data.tags["mlflow.source.git.commit"] == head
     assert recorder.run().data.tags["mlflow.source.name"] == "src/train.py"
+
+
+def test_a_repository_that_cannot_be_read_costs_its_tag_alone(recorder, monkeypatch):
+    from sklearn.linear_model import Ridge
+
+    def fail(script: str) -> dict[str, str]:
+        raise OSError("the disk is on fire")
+
+    monkeypatch.setattr(beside, "context_tags", fail)
+    recorder.start()
+    Ridge().fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
+    run = recorder.run()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.autologging"] == "sklearn"
+    assert run.data.metrics["training_r2_score"] > 0.5
+    assert "mlflow.source.git.commit" not in run.data.tags
+    (reported,) = guard.swallowed
+    assert (reported[0], str(reported[1])) == ("read the git commit", "the disk is on fire")
+    guard.swallowed.clear()
+
+
+def test_no_thread_but_the_writer_looks_at_git(recorder, repository, monkeypatch):
+    """Each thread that wakes up beside a training takes some of its time."""
+    import threading
+
+    from autolog import runtime
+
+    seen = []
+    monkeypatch.setattr(beside, "commit_at", lambda script: seen.append(threading.current_thread().name) or "c" * 40)
+    recorder.start()
+    run = runtime.open_run("sklearn")
+    run.end()
+    runtime.closed(run)
+    assert recorder.run().data.tags["mlflow.source.git.commit"] == "c" * 40
+    assert seen == ["autolog-writer"]
+    assert runtime.writer is not None
+    assert not runtime.writer.busy(run.key)
