@@ -97,7 +97,7 @@ def source_name() -> str:
 
 
 def context_tags(script: str) -> dict[str, str]:
-    """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the writer's thread.
+    """Return MLflow's tags for user and git commit, as of now, in this process. Reads files; for the worker thread.
 
     script: the absolute path of what makes the run.
     """

@@ -13,7 +13,7 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 
@@ -59,17 +59,6 @@ class Tags(NamedTuple):
 
     run: str
     values: Mapping[str, str]
-
-
-class LateTags(NamedTuple):
-    """Tags that the writer's thread finds out, as reading files takes what a training may not wait for.
-
-    find: returns them, not yet as text without secrets; what: completes "mlflow-autolog could not ...".
-    """
-
-    run: str
-    what: str
-    find: Callable[[], Mapping[str, str]]
 
 
 class Points(NamedTuple):

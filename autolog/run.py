@@ -21,7 +21,6 @@ from autolog.records import (
     DropModels,
     EndRun,
     Figure,
-    LateTags,
     ModelFailed,
     ModelFiles,
     OpenRun,
@@ -108,23 +107,13 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record parameters. Values become text as ``str`` makes it, without secrets: see :mod:`autolog.redaction`."""
-        texts = _texts(values)
+        texts = {str(k): redaction.value(str(k), str(v)) for k, v in values.items()}
         self._params.update(texts)
         self._writer.note(Params(self.key, texts))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Record tags."""
-        self._writer.note(Tags(self.key, _texts(values)))
-
-    def tags_later(self, what: str, find: Callable[[], Mapping[str, Any]]) -> None:
-        """Record the tags that `find` returns, called on the writer's thread with the next transaction.
-
-        For what a file or two say: each thread that wakes up beside a training takes some of its time, and the writer's
-        does in any case. Whatever takes longer would hold up what is recorded, and is a job for :meth:`later`.
-
-        what: completes "mlflow-autolog could not ...".
-        """
-        self._writer.note(LateTags(self.key, what, lambda: _texts(find())))
+        self._writer.note(Tags(self.key, {str(k): redaction.value(str(k), str(v)) for k, v in values.items()}))
 
     def metrics(
         self,
@@ -339,8 +328,3 @@ class Run:
         else:
             self._writer.note(record)
             self._writer.kick()
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return parameters or tags as text, without secrets."""
-    return {str(k): redaction.value(str(k), str(v)) for k, v in values.items()}

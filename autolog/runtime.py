@@ -110,8 +110,9 @@ def open_parent(name: str) -> Run:
 
     global _last
     run = Run(get_writer(), config, "carry", opening=opening(), name=name)
+    main_file = beside.source_name()
     run.tags({**config.extra_tags, **source()})
-    _say_context(run)
+    run.later("read the git commit", lambda: _context(run, main_file))
     _open[run.key] = (run, 0)  # No thread's: what the user logs by hand is not about it.
     _last = run
     return run
@@ -171,17 +172,19 @@ def open_run(flavor: str, *, name: str | None = None, parent: Run | None = None,
         parent = first
     run = Run(to, config, flavor, opening=place, parent=parent, name=name, start_time=start_time)
     run.host = host.run.key if host is not None and parent is host.run else None
+    main_file = beside.source_name()
     run.tags({"mlflow.autologging": flavor, **config.extra_tags, **source()})
     if not by_flavor:
-        _say_context(run)
+        run.later("read the git commit", lambda: _context(run, main_file))
         _open[run.key] = (run, threading.get_ident())
         _last = run
     return run
 
 
-def _say_context(run: Run) -> None:
-    script = str(Path(run.opened.cwd, beside.source_name()))
-    run.tags_later("read the git commit", lambda: beside.context_tags(script))
+def _context(run: Run, main_file: str) -> None:
+    tags = beside.context_tags(str(Path(run.opened.cwd, main_file)))
+    if tags:
+        run.tags(tags)
 
 
 def closed(run: Run) -> None:

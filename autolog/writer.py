@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from autolog import endings, guard
 from autolog.coalescing import LONGEST, Coalescer
 from autolog.launcher import Launcher
-from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, LateTags, OpenRun, Points, Record, Tags
+from autolog.records import CAN_WAIT, Block, DatasetInput, EndRun, OpenRun, Points, Record, Tags
 from autolog.spool import IN_DOUBT, MOVED, Lease, Spool, SpoolError, make_folder
 from autolog.uris import working_folder
 from autolog.worker import Job, Worker
@@ -67,7 +67,7 @@ class Writer:
 
     def __init__(self, sender: str = "process", *, room: int = 64_000_000) -> None:
         self.room = room
-        self._queue: deque[Record | LateTags | _Barrier] = deque()
+        self._queue: deque[Record | _Barrier] = deque()
         self._coalescer = Coalescer()
         self._wake = threading.Event()
         self._urgent = threading.Event()
@@ -96,7 +96,7 @@ class Writer:
 
     # -- the training thread --------------------------------------------------------------------------------------
 
-    def note(self, record: Record | LateTags) -> None:
+    def note(self, record: Record) -> None:
         """Take a record; it is on disk within :data:`INTERVAL`. Costs about a microsecond and never blocks."""
         self._queue.append(record)
         if self._parked:
@@ -416,12 +416,7 @@ class Writer:
                     # What cannot be read as numbers is refused where it is encoded.
                     backlog += fed.value if fed.value is not None else [ours]
                 continue
-            if isinstance(record, LateTags):
-                found = guard.run(record.what, record.find)
-                if not found:
-                    continue
-                record = Tags(record.run, found)
-            elif isinstance(record, _Barrier):
+            if isinstance(record, _Barrier):
                 backlog += coalescer.close()
             elif isinstance(record, OpenRun):
                 self._opened[record.run] = record

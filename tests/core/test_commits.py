@@ -122,21 +122,3 @@ def test_a_repository_that_cannot_be_read_costs_its_tag_alone(recorder, monkeypa
     (reported,) = guard.swallowed
     assert (reported[0], str(reported[1])) == ("read the git commit", "the disk is on fire")
     guard.swallowed.clear()
-
-
-def test_no_thread_but_the_writer_looks_at_git(recorder, repository, monkeypatch):
-    """Each thread that wakes up beside a training takes some of its time."""
-    import threading
-
-    from autolog import runtime
-
-    seen = []
-    monkeypatch.setattr(beside, "commit_at", lambda script: seen.append(threading.current_thread().name) or "c" * 40)
-    recorder.start()
-    run = runtime.open_run("sklearn")
-    run.end()
-    runtime.closed(run)
-    assert recorder.run().data.tags["mlflow.source.git.commit"] == "c" * 40
-    assert seen == ["autolog-writer"]
-    assert runtime.writer is not None
-    assert not runtime.writer.busy(run.key)
