@@ -172,9 +172,6 @@ class Checkpointer:
         what is taken meanwhile, about once a minute, is there for the case that the process dies.
     """
 
-    #: A checkpoint's name; the model that training returns is called "model".
-    NAME = "checkpoint"
-
     def __init__(self, run: Run, pack: Pack, *, slices: bool) -> None:
         policy = run.config.checkpoints
         self._run = run
@@ -205,7 +202,7 @@ class Checkpointer:
         """
         begun = time.monotonic()
         frozen = freeze(model)
-        key = self._run.model(lambda: self._pack(part_of(frozen)), name=self.NAME, step=step)
+        key = self._run.model(lambda: self._pack(part_of(frozen)), name=f"checkpoint-{step}", step=step)
         self._taken.append(key)
         self._run.drop_models(self._shelf.add(key, values.get(self._policy.monitor)))
         self._schedule.taken(rounds, time.monotonic() - begun)
@@ -228,10 +225,11 @@ class Checkpointer:
         for index in rounds:
             for dropped in shelf.add(str(index), score(index)):
                 del kept[dropped]
-        made = [
-            (index, self._run.model(self._slice(frozen, start + index + 1), name=self.NAME, step=offset + index))
-            for index in kept.values()
-        ]
+        made = []
+        for index in kept.values():
+            step = offset + index
+            take = self._slice(frozen, start + index + 1)
+            made.append((index, self._run.model(take, name=f"checkpoint-{step}", step=step)))
         self._run.drop_models(tuple(self._taken))
         return made
 

@@ -670,11 +670,9 @@ def test_an_epoch_is_a_round(recorder, matrices, every, booster):
     xgb.train({**PARAMS, "booster": booster}, dtrain, 7)
     models = recorder.models()
     found = sorted(
-        (step_of(recorder, model), load(recorder, model).num_boosted_rounds())
-        for model in models
-        if model.name == "checkpoint"
+        (model.name, step_of(recorder, model), load(recorder, model).num_boosted_rounds()) for model in models
     )
-    assert found == [(1, 2), (3, 4), (5, 6)]
+    assert found == [("checkpoint-1", 1, 2), ("checkpoint-3", 3, 4), ("checkpoint-5", 5, 6), ("model", 6, 7)]
 
 
 @pytest.mark.parametrize("booster", ["gbtree", "dart"])
@@ -738,7 +736,7 @@ def test_checkpoints_against_sudden_death_go_once_the_slices_are_there(recorder,
     monkeypatch.setattr("autolog.checkpoints.AUTO_SHARE", 0.0)
     recorder.start(checkpoints=autolog.Checkpoints(every="3 rounds", keep_last=1, keep_best=0))
     xgb.train(PARAMS, dtrain, 8, evals=[(dtrain, "train")], verbose_eval=False)
-    assert {step_of(recorder, model): model.name for model in recorder.models()} == {5: "checkpoint", 7: "model"}
+    assert {step_of(recorder, model): model.name for model in recorder.models()} == {5: "checkpoint-5", 7: "model"}
     assert [step for step, _ in recorder.history(recorder.run(), "train-logloss")] == list(range(8))
 
 
