@@ -166,7 +166,7 @@ def compare(workload: Workload, repeat: int, with_mlflow: bool, folder: Path) ->
     medians["added"] = statistics.median(differences(took))
     if processes > 1:
         # Between processes, which differ by more than the turns of one; of a median, as of a normal distribution.
-        medians["error"] = 1.2533 * statistics.stdev(by_process) / math.sqrt(processes)
+        medians["error"] = math.sqrt(math.pi / 2) * statistics.stdev(by_process) / math.sqrt(processes)
     if "mlflow" in took:
         # The first of the bare ones.
         medians["mlflow_added"] = statistics.median(b - a for a, b in zip(took["bare"], took["mlflow"], strict=False))

@@ -72,7 +72,7 @@ def standard_error(values: list[float]) -> float:
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4)
-    return 1.2533 * (upper - lower) / 1.349 / math.sqrt(len(values))
+    return math.sqrt(math.pi / 2) * (upper - lower) / 1.349 / math.sqrt(len(values))
 
 
 def main() -> None:
