@@ -53,11 +53,11 @@ class Worker:
                 self._asked[run] = self._asked.get(run, 0) + 1
             before = self._asked.get(run, 0)
         if quick not in self._threads:
+            # Made in front of the lock: a garbage collection meanwhile may end a run, and come here, too.
+            name = "autolog-reader" if quick else "autolog-worker"
+            thread = threading.Thread(target=self._work, args=(quick,), name=name, daemon=True)
             with self._lock:
-                if quick not in self._threads:
-                    name = "autolog-reader" if quick else "autolog-worker"
-                    thread = threading.Thread(target=self._work, args=(quick,), name=name, daemon=True)
-                    self._threads[quick] = thread
+                if self._threads.setdefault(quick, thread) is thread:
                     thread.start()
         self._queues[quick].put((run, what, job, before))
 

@@ -237,10 +237,12 @@ class Writer:
 
     def _start(self) -> None:
         if self._thread is None:
+            # Made in front of the lock: a garbage collection meanwhile may end a run, and come here, too.
+            thread = threading.Thread(target=self._write, name="autolog-writer", daemon=True)
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._write, name="autolog-writer", daemon=True)
-                    self._thread.start()
+                    self._thread = thread
+                    thread.start()
         self._wake.set()
 
     def _write(self) -> None:

@@ -1,14 +1,16 @@
 """Trainings that the user's own loop drives by ``Booster.update`` or ``Booster.boost``.
 
-A run is opened by the first round outside of any ``train``, and each round is a step. It ends when the same thread
-begins another loop, or with the process: nobody says before that a loop is over. What ``eval_set`` and ``eval`` are
-asked for between two rounds are the metrics of the earlier one.
+A run is opened by the first round outside of any ``train``, and each round is a step. It ends when the booster is gone,
+when the same thread begins another loop, or with the process: nobody says before that a loop is over. What ``eval_set``
+and ``eval`` are asked for between two rounds are the metrics of the earlier one.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +20,19 @@ from autolog.predictions import Trained
 from autolog.records import now
 from autolog.run import Run
 from flavors.xgboost import importances, lineage, matrices, params, snapshots
+from flavors.xgboost.snapshots import Frozen
 
 
 class _Loop:
     """One booster that a loop trains."""
 
     def __init__(self, booster: Any, run: Run) -> None:
-        #: Kept until the run ends: a booster cannot be saved once it is freed.
-        self.booster = booster
+        self._booster = weakref.ref(booster)
         self.run = run
         self.thread = threading.get_ident()
+        self.process = os.getpid()
+        #: Whether a round raised and none has succeeded since.
+        self.failed = False
         self.step = 0
         self.rounds = 0
         self.inputs: Any = None
@@ -38,17 +43,36 @@ class _Loop:
 
     def end(self, status: str, error: BaseException | None = None) -> None:
         """Record the model as it is now, and end the run."""
-        if self.run.config.log_models and self.rounds:
-            guard.run("take a snapshot of the model", self._save)
+        booster = self._booster()
+        self._end(self._freeze(booster), booster, status, error)
+
+    def die(self, booster: Any) -> None:
+        """End with a booster that is about to be freed; may be called inside a garbage collection, in any thread."""
+        frozen = self._freeze(booster)
+        status = "FAILED" if self.failed else "FINISHED"
+        if threading.get_ident() == self.thread:
+            self._end(frozen, None, status)
+        else:
+            # Somebody else's code is under way here, perhaps inside one of our own locks.
+            self.run.later("end the run", lambda: self._end(frozen, None, status))
+
+    def _freeze(self, booster: Any) -> Frozen | None:
+        if booster is None or not self.run.config.log_models or not self.rounds:
+            return None
+        return guard.run("take a snapshot of the model", snapshots.freeze, booster)
+
+    def _end(self, frozen: Frozen | None, booster: Any, status: str, error: BaseException | None = None) -> None:
+        if frozen is not None:
+            guard.run("save the model", self._save, frozen, booster)
         self.run.end(status, error)
         runtime.closed(self.run)
 
-    def _save(self) -> None:
+    def _save(self, frozen: Frozen, booster: Any) -> None:
         inputs, form = self.inputs, snapshots.format_of(self.run)
-        frozen = snapshots.freeze(self.booster)
         key = self.run.model(lambda: snapshots.booster_snapshot(frozen, inputs, form), step=self.step, register=True)
-        lineage.remember(self.booster, key)
-        predictions.remember(self.booster, self.run, key)
+        if booster is not None:
+            lineage.remember(booster, key)
+            predictions.remember(booster, self.run, key)
         for name, (value, time) in self.values.items():
             # The run's own point, time included, so that it is one.
             self.run.metrics({name: value}, step=self.step, time=time, model=key)
@@ -76,6 +100,8 @@ class Loops:
             name: _around(method, self.evaluate if name == "eval_set" else self.update)
             for name, method in originals.items()
         }
+        originals["__del__"] = vars(booster)["__del__"]
+        made["__del__"] = self._around_death(originals["__del__"])
         for name, function in made.items():
             setattr(booster, name, function)
 
@@ -97,10 +123,14 @@ class Loops:
         _inside.here = True  # update calls boost where there is an objective of the user's.
         try:
             result = method(booster, *args, **kwargs)
+        except BaseException:
+            if loop is not None:
+                loop.failed = True
+            raise
         finally:
             _inside.here = False
         if loop is not None:
-            guard.run("record a boosting round", self._round, loop, args, kwargs)
+            guard.run("record a boosting round", self._round, loop, booster, args, kwargs)
         return result
 
     def evaluate(self, method: Any, booster: Any, args: Any, kwargs: Any) -> Any:
@@ -146,15 +176,16 @@ class Loops:
             if dataset is not None:
                 run.dataset(dataset, "train")
 
-    def _round(self, loop: _Loop, args: Any, kwargs: Any) -> None:
+    def _round(self, loop: _Loop, booster: Any, args: Any, kwargs: Any) -> None:
         loop.rounds += 1
+        loop.failed = False
         loop.values = {}
         given = args[1] if len(args) > 1 else kwargs.get("iteration")
         loop.step = int(given) if given is not None else loop.step + 1
         if loop.told is not None:
             loop.told.told.begin_step(max(0, loop.step))
         if loop.rounds == 1:
-            loop.run.params(params.defaults(params.in_effect(loop.booster), {}))
+            loop.run.params(params.defaults(params.in_effect(booster), {}))
 
     def _scored(self, loop: _Loop, line: Any, evals: Any) -> None:
         values: dict[str, float] = {}
@@ -173,6 +204,18 @@ class Loops:
                 loop.run.dataset(dataset, "eval")
 
     # -- the end --------------------------------------------------------------------------------------------------
+
+    def _around_death(self, method: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return the finalizer of a booster, in front of which its loop ends: freed, a booster cannot be saved."""
+
+        @functools.wraps(method)
+        def __del__(booster: Any) -> None:
+            loop = self._open.pop(id(booster), None)
+            if loop is not None and runtime.enabled and loop.process == os.getpid():
+                guard.run("end a boosting loop", loop.die, booster)
+            method(booster)
+
+        return __del__
 
     def end_of_thread(self, thread: int) -> None:
         """End the loops of a thread that begins to train something else."""

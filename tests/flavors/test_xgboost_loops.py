@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import textwrap
+import threading
+import weakref
 
 import mlflow
 import numpy as np
@@ -92,6 +95,77 @@ def test_second_loop_is_a_second_run(recorder, matrices):
     runs = recorder.runs()
     assert [run.data.params["max_depth"] for run in runs] == ["1", "2"]
     assert [load(recorder, model).num_boosted_rounds() for model in recorder.models()] == [2, 2]
+
+
+def train_by_hand(matrix, rounds=3):
+    booster = xgb.Booster(PARAMS, [matrix])
+    for i in range(rounds):
+        booster.update(matrix, i)
+        booster.eval_set([(matrix, "train")], i)
+    return booster
+
+
+def test_loop_ends_when_its_booster_is_gone(recorder, matrices):
+    """As in a notebook, whose process goes on for days: neither the run stays open nor the booster in memory."""
+    dtrain, dtest = matrices
+    recorder.start()
+    booster = train_by_hand(dtrain)
+    predicted, alive = booster.predict(dtest), weakref.ref(booster)
+    assert recorder.run().info.status == "RUNNING"
+    del booster
+    assert alive() is None
+    run = recorder.run()
+    assert run.info.status == "FINISHED"
+    (logged,) = recorder.models()
+    assert load(recorder, logged).predict(dtest).tolist() == predicted.tolist()
+    assert {metric.key: metric.step for metric in logged.metrics}["train-logloss"] == 2
+    train_by_hand(dtrain, 2)
+    assert [each.info.status for each in recorder.runs()] == ["FINISHED", "FINISHED"]
+    assert [load(recorder, model).num_boosted_rounds() for model in recorder.models()] == [3, 2]
+
+
+def test_loop_whose_last_round_raised_is_failed_when_its_booster_is_gone(recorder, matrices):
+    dtrain, _ = matrices
+    recorder.start()
+    booster = train_by_hand(dtrain)
+    with pytest.raises(TypeError):
+        booster.update("no matrix", 3)
+    del booster
+    assert recorder.run().info.status == "FAILED"
+    (logged,) = recorder.models()
+    assert load(recorder, logged).num_boosted_rounds() == 3
+
+
+def test_booster_that_dies_in_another_threads_garbage_collection(recorder, matrices):
+    dtrain, _ = matrices
+    recorder.start()
+    booster = train_by_hand(dtrain)
+    cycle = [booster]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del booster, cycle
+        assert recorder.run().info.status == "RUNNING"
+        thread = threading.Thread(target=gc.collect)
+        thread.start()
+        thread.join()
+    finally:
+        gc.enable()
+    assert recorder.run().info.status == "FINISHED"
+    (logged,) = recorder.models()
+    assert load(recorder, logged).num_boosted_rounds() == 3
+
+
+def test_booster_that_dies_once_recording_is_off_is_recorded_no_more(recorder, matrices):
+    dtrain, _ = matrices
+    recorder.start()
+    booster = train_by_hand(dtrain)
+    autolog.disable()
+    number = len(recorder.models())
+    booster.update(dtrain, 3)
+    del booster
+    assert recorder.run().info.status == "FINISHED"
+    assert len(recorder.models()) == number == 1
 
 
 def test_train_is_no_loop(recorder, matrices):
