@@ -10,6 +10,7 @@ store said yes, and what may have been sent before a crash is looked up in the s
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import logging
 import os
@@ -343,6 +344,7 @@ def main(folder: str) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # What ends us from below, or kill -ABRT while we hang, leaves in sender.log where we were.
     if hasattr(os, "nice"):
         os.nice(10)  # Where training uses every core, it comes first.
     own_environment()

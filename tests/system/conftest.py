@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,23 @@ for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SI
 
 
 @pytest.fixture
-def place(tmp_path: Path, store_uri: str) -> Iterator[Place]:
+def place(tmp_path: Path, store_uri: str, request: pytest.FixtureRequest) -> Iterator[Place]:
     made = Place(tmp_path, store_uri)
     yield made
+    if request.node.stash.get(_FAILED, False):
+        request.node.add_report_section("teardown", "what is left of its spools", made.left())
     made.close()
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
+    return report
 
 
 class Servers:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from autolog.spool import checksum
+from autolog.spool import Lease, checksum
 
 
 class Place:
@@ -81,12 +81,25 @@ class Place:
     def spools(self) -> list[Path]:
         return sorted((self.folder / "spool").glob("*/spool.db"))
 
-    def stop_senders(self, folder: Path) -> None:
+    def stop_senders(self, folder: Path, how: int = signal.SIGKILL) -> None:
         """Kill the senders of the spool in `folder`."""
         find = ["pgrep", "-f", f"autolog.sender.*{folder}"]
         for pid in subprocess.run(find, capture_output=True, text=True, check=False).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(pid), how)
         self.wait_for(lambda: subprocess.run(find, check=False, stdout=subprocess.DEVNULL).returncode)
+
+    def left(self) -> str:
+        """What there is to know of spools that were not delivered. Their senders say where they are, and end by it."""
+        said = []
+        for path in self.spools():
+            said.append(f"{path.parent}: owner's lease free: {Lease.is_free(path.parent / 'owner.lock')}")
+            with closing(sqlite3.connect(path)) as db:
+                for table in ("meta", "ids", "problems", "records", "aside"):
+                    said += [f"  {table}: {row}"[:300] for row in db.execute(f"SELECT * FROM {table} LIMIT 20")]
+            self.stop_senders(path.parent, signal.SIGABRT)
+            log = path.parent / "sender.log"
+            said.append(log.read_text() if log.exists() else "  no sender was started")
+        return "\n".join(said)
 
     def redirect(self, spool: Path, old: str, new: str) -> None:
         """Have the store that the records of `spool` name answer under its new URI: as if the old one had come up."""
