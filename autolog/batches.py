@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from autolog import guard
 from autolog.faults import Fault, fault
+from autolog.uploads import RunFiles
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000
 BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS, BATCH_ALL = 1000, 100, 100, 1000
@@ -68,19 +69,22 @@ class Names:
 class RunBatches:
     """Sends the batches of one run.
 
-    lost: takes what the store refuses for good, and the error. said: takes what people should know.
+    files: takes parameters that are too long or too many. lost: takes what the store refuses for good, and the error.
+    said: takes what people should know.
     """
 
     def __init__(
         self,
         client: MlflowClient,
         run_id: str,
+        files: RunFiles,
         *,
         lost: Callable[[str, BaseException], None],
         said: Callable[[str], None],
     ) -> None:
         self._client = client
         self._run_id = run_id
+        self._files = files
         self._lost = lost
         self._said = said
         self._params: set[str] = set()
@@ -196,7 +200,7 @@ class RunBatches:
             with TemporaryDirectory() as here:
                 kept = Path(self._client.download_artifacts(self._run_id, path, here)).read_text()
                 values = {**json.loads(kept), **values}
-        self._client.log_dict(self._run_id, values, path)
+        self._files.json(path, values)
 
 
 def is_gone(client: MlflowClient, run_id: str) -> bool:

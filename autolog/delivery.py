@@ -1,6 +1,6 @@
 """Records become MLflow client calls. Of the modules that do so the one that is asked.
 
-Beside it: ``opening.py`` (stores and runs), ``batches.py`` (numbers and texts), ``logged_models.py``.
+Beside it: ``opening.py`` (stores and runs), ``batches.py`` (numbers), ``uploads.py`` (files), ``logged_models.py``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from autolog.records import (
 )
 from autolog.registry import load_flavor
 from autolog.spool import MOVED, Row, Spool
+from autolog.uploads import RunFiles
 from autolog.uris import absolute_uri, is_file_store, without_credentials
 
 #: Rows that the store fails at, one after the other, before it is taken to be the store's own failure.
@@ -77,6 +78,7 @@ class Delivery:
         self._clients: dict[str, MlflowClient] = {}
         self._batches: dict[str, Batch] = {}
         self._senders: dict[str, RunBatches] = {}
+        self._files: dict[str, RunFiles] = {}
         self._gone: set[str] = set()
         self._held = Held(row.record for row in spool.aside())
         #: Rows that were set aside before: what the store does with others need not be known a second time.
@@ -114,6 +116,8 @@ class Delivery:
         self._batches.clear()
         self._figures.clear()
         self._spent.clear()
+        for files in self._files.values():
+            files.forget()
         for row in rows:
             self._one(row, uncertain=row.seq <= certain_from)
         for run in list(self._batches):
@@ -122,6 +126,10 @@ class Delivery:
             except RunGoneError as error:
                 self._give_up(run, error)
         self._draw()
+        for files in self._files.values():
+            files.check()
+        for blob in self._spent:
+            blob.unlink(missing_ok=True)
 
     def send_apart(self, rows: Sequence[Row]) -> None:
         """Deliver row by row, and set those aside that the store fails at while it takes others that come later.
@@ -221,7 +229,9 @@ class Delivery:
                 if status != "FINISHED":
                     self._refusable(key, client.set_tag, known.remote, "autolog.ended", cause)
                 if signalled is not None:
-                    self._refusable(key, client.log_text, known.remote, signalled[1], "traceback.txt")
+                    files = self._files_of(client, known.remote, known.detail)
+                    self._refusable(key, files.text, "traceback.txt", signalled[1])
+                    files.check()
                 self._refusable(key, client.set_terminated, known.remote, status, end_time)
                 self._refusable(key, self._call_ended, client, known.remote, known.detail, end_time)
                 self._spool.bind(key, known.remote, self._me, {**known.detail, "state": "ended"})
@@ -315,6 +325,7 @@ class Delivery:
                 "state": "adopted",
                 "experiment_id": run.info.experiment_id,
                 "name": run.info.run_name,
+                "artifacts": run.info.artifact_uri,
             }
             if record.system_metrics:
                 detail["system"] = "yes"
@@ -334,8 +345,7 @@ class Delivery:
         return False
 
     def _text(self, record: Text) -> None:
-        client, run_id, _ = self._where(record.run)
-        client.log_text(run_id, clean_text(record.text), record.path)
+        self._files_of(*self._where(record.run)).text(record.path, clean_text(record.text))
 
     def _figure(self, record: Figure) -> None:
         # Drawn after the rest of the chunk: a picture takes as long as all numbers of a short run, and is looked at
@@ -343,7 +353,7 @@ class Delivery:
         self._figures.append(record)
 
     def _draw(self) -> None:
-        """Draw and upload what was put off, then delete what it was made of. May be repeated as a whole."""
+        """Draw and upload what was put off. May be repeated as a whole."""
         for record in self._figures:
             if record.run in self._gone:
                 continue
@@ -355,14 +365,11 @@ class Delivery:
                     self._refused(record.run, f"the picture {record.path}", drawn.error)
                 except RunGoneError as error:
                     self._give_up(record.run, error)
-        for blob in self._spent:
-            blob.unlink(missing_ok=True)
 
     def _draw_one(self, record: Figure) -> None:
-        client, run_id, _ = self._where(record.run)
+        files = self._files_of(*self._where(record.run))
         with tempfile.TemporaryDirectory(dir=self._spool.blobs, prefix="figure-") as folder:
-            parent, _, name = record.path.rpartition("/")
-            path = Path(folder) / name
+            path = Path(folder) / record.path.rpartition("/")[2]
             drawn = guard.attempt(figures.draw, record.kind, record.data, path)
             if isinstance(drawn.error, ImportError):
                 self._spool.problem(
@@ -370,19 +377,18 @@ class Delivery:
                     "pictures are not drawn, their numbers are kept as JSON, because matplotlib is missing; "
                     "run: pip install matplotlib",
                 )
-                client.log_dict(run_id, {"kind": record.kind, **record.data}, record.path + ".json")
+                files.json(record.path + ".json", {"kind": record.kind, **record.data})
             elif drawn.error is not None:
                 raise drawn.error
             else:
-                client.log_artifact(run_id, str(path), parent or None)
+                files.file(record.path, path)
 
     def _declare_model(self, record: DeclareModel) -> None:
         client, run_id, run = self._where(record.run)
         self._models.declare(record, client, run_id, run)
 
     def _model_files(self, record: ModelFiles) -> None:
-        client, run_id, _ = self._where(record.run)
-        self._models.files(record, self._to(client, run_id))
+        self._models.files(record, self._to(*self._where(record.run)))
 
     def _derive(self, record: Derive, *, uncertain: bool) -> None:
         blob = self._spool.blobs / record.blob
@@ -447,7 +453,7 @@ class Delivery:
     def _metrics(self, record: Points) -> Iterable[Metric]:
         model = self._spool.lookup(f"model:{record.model}") if record.model else None
         client, run_id, detail = self._where(record.run)
-        names = self._to(client, run_id).metric_names
+        names = self._to(client, run_id, detail).metric_names
         name, digest = record.dataset or (None, None)
         if is_file_store(detail["uri"]):
             # MLflow's file store reads a metric that is linked to a dataset back as one of step 0.
@@ -468,16 +474,23 @@ class Delivery:
         batch = self._batches.pop(run, None)
         if batch is None:
             return
-        client, run_id, _ = self._where(run)
-        self._to(client, run_id).send(batch, rest=rest)
+        self._to(*self._where(run)).send(batch, rest=rest)
         if batch.metrics:
             self._batches[run] = batch
 
-    def _to(self, client: MlflowClient, run_id: str) -> RunBatches:
+    def _to(self, client: MlflowClient, run_id: str, detail: Mapping[str, str]) -> RunBatches:
         sender = self._senders.get(run_id)
         if sender is None:
-            sender = self._senders[run_id] = RunBatches(client, run_id, lost=self._lost, said=self._limit)
+            files = self._files_of(client, run_id, detail)
+            sender = self._senders[run_id] = RunBatches(client, run_id, files, lost=self._lost, said=self._limit)
         return sender
+
+    def _files_of(self, client: MlflowClient, run_id: str, detail: Mapping[str, str]) -> RunFiles:
+        files = self._files.get(run_id)
+        if files is None:
+            # A spool of an earlier version does not name the location.
+            files = self._files[run_id] = RunFiles(client, run_id, detail.get("artifacts", detail["uri"]))
+        return files
 
     def _limit(self, message: str) -> None:
         self._spool.problem("limit", message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from autolog import guard, mlmodel
+from autolog import guard, mlmodel, uploads
 from autolog.batches import PARAM_LIMIT, TAG_LIMIT, Names, RunBatches, clean_text, cut
 from autolog.faults import reason
 from autolog.records import DeclareModel, DropModels, ModelFailed, ModelFiles
@@ -21,9 +22,6 @@ from autolog.uris import is_file_store
 
 #: The tag by which a model that was created just before a crash is found again.
 MODEL_KEY = "autolog.model"
-
-#: Artifact locations that are reached through a tracking server, and through whatever stands before it.
-_OVER_HTTP = ("mlflow-artifacts:", "http:", "https:")
 
 
 class LoggedModels:
@@ -88,9 +86,7 @@ class LoggedModels:
             run_id=known.detail["run_id"],
             artifact_path=known.detail["artifacts"],
         )
-        client.log_model_artifacts(known.remote, str(folder))
-        if known.detail["artifacts"].startswith(_OVER_HTTP):
-            _check_uploaded(client, known.remote, folder)
+        _upload(client, known.remote, folder, known.detail["artifacts"])
         if package.get("tags"):
             client.set_logged_model_tags(known.remote, package["tags"])
         if "metrics_since" in known.detail and not is_file_store(known.detail["uri"]):
@@ -162,25 +158,15 @@ def _link_by_hand(client: MlflowClient, run_id: str, model_id: str, since: int, 
     batches.again(linked)
 
 
-def _check_uploaded(client: MlflowClient, model_id: str, folder: Path) -> None:
-    """Look whether all files of a model arrived: what stands before a server may say yes in its place.
+def _upload(client: MlflowClient, model_id: str, folder: Path, artifacts: str) -> None:
+    """Upload all files of a model.
 
-    Raises: OSError where one did not.
+    Raises: OSError where not all of them arrived.
     """
-    stored: dict[str, int | None] = {}
-    folders: list[str | None] = [None]
-    while folders:
-        for item in client.list_logged_model_artifacts(model_id, folders.pop()):
-            if item.is_dir:
-                folders.append(item.path)
-            else:
-                stored[item.path] = item.file_size
-    for path in folder.rglob("*"):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            size = stored.get(name, -1)
-            if size is not None and size != path.stat().st_size:
-                raise OSError(f"{name} of model {model_id} was uploaded, but is not there as a whole")
+    client.log_model_artifacts(model_id, str(folder))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sent = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    uploads.check(sent, artifacts, partial(client.list_logged_model_artifacts, model_id), f"model {model_id}")
 
 
 def _register(client: MlflowClient, model_id: str, detail: dict[str, str]) -> None:

@@ -68,7 +68,7 @@ def open_remote(spool: Spool, client: MlflowClient, record: OpenRun, claimant: s
     run_id = str(created.info.run_id)
     uri = absolute_uri(record.tracking_uri, record.cwd)
     detail = {"uri": uri, "state": "open", "experiment_id": str(created.info.experiment_id)}
-    detail["name"] = str(created.info.run_name)
+    detail["name"], detail["artifacts"] = str(created.info.run_name), str(created.info.artifact_uri)
     if record.system_metrics:
         detail["system"] = "yes"
     if record.call or record.ends_parent:

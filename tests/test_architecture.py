@@ -17,7 +17,7 @@ FRAMEWORKS = {"sklearn", "torch", "xgboost", "pyspark", "py4j"}
 HEAVY = FRAMEWORKS | {"numpy", "pandas", "scipy", "mlflow"}
 # system_metrics.py: in the sender, with MLflow's own monitors.
 # resuming.py: a call of the user's own, which waits for the store. reading.py: for the commands, in their own process.
-SENDING = ("delivery", "opening", "batches", "logged_models", "mlmodel")
+SENDING = ("delivery", "opening", "batches", "logged_models", "mlmodel", "uploads")
 MLFLOW_ALLOWED = {
     *(f"{module}.py" for module in SENDING),
     "faults.py",

@@ -129,7 +129,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         at = time.monotonic()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(length)
         request = Request(at, self.command, self.path, body)
         self.owner.requests.append(request)
         fault = self.owner.fault(request)
@@ -138,6 +139,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
         self.owner.met.append((request, fault))
+
+    def _chunks(self) -> bytes:
+        """The body of a request whose length is not said before, as that of an empty file is not by ``requests``."""
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
@@ -156,7 +166,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return _reset(self.connection)
         connection = http.client.HTTPConnection("127.0.0.1", self.owner.upstream, timeout=60)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "accept-encoding")}
+        own = ("connection", "accept-encoding", "content-length", "transfer-encoding")
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
         connection.request(request.method, request.path, request.body or None, headers)
         answer = connection.getresponse()
         content = answer.read()

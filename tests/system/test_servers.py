@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.server.auth.client import AuthServiceClient
@@ -21,7 +22,9 @@ from autolog.models import ModelSnapshot
 from autolog.records import (
     DatasetInput,
     DeclareModel,
+    Derive,
     EndRun,
+    Figure,
     ModelFiles,
     OpenRun,
     Params,
@@ -201,6 +204,62 @@ def test_no_room_for_models_costs_the_numbers_nothing(server, proxy, said, exper
     (model,) = client.search_logged_models([first.info.experiment_id])
     files = {item.path: item.file_size for item in client.list_logged_model_artifacts(model.model_id)}
     assert (model.status, files["model.pkl"]) == ("READY", 300_000)
+
+
+def test_files_taken_by_somebody_else_are_sent_again(server, proxy, said, experiment) -> None:
+    """Each the first time: no model goes with them, whose files are looked for anyway."""
+    uploaded: list[str] = []
+
+    def takes_each_once(request: Request) -> Answer | None:
+        if request.method != "PUT":
+            return None
+        uploaded.append(request.path.rpartition("/artifacts/")[2])
+        first = uploaded.count(uploaded[-1]) == 1
+        return Answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>") if first else None
+
+    proxy.fault = takes_each_once
+    key = uuid.uuid4().hex
+    np.savez(said.folder / "blobs" / "arrays.npz", y_true=[0, 1, 1, 0], y_pred=[0, 1, 0, 0])
+    said.says(
+        OpenRun(key, now(), proxy.uri, experiment, None, str(said.folder)),
+        Params(key, {"long": "x" * 7_000}),
+        Text(key, "notes/note.txt", "hell\u00f6\n"),
+        Figure(key, "drawn/bars.png", "bars", {"title": "t", "names": ["a", "b"], "values": [1.0, 2.0]}),
+        Derive(key, "sklearn", "classifier", "arrays.npz", 3, now()),
+    )
+    (said.folder / "SIGTERM.txt").write_text("where it was")  # And no end: what is left of a training that was stopped.
+    assert said.deliver()
+    (run,) = runs_of(server.uri, experiment)
+    assert run.info.status == "KILLED"
+    assert steps_of(server.uri, run, "training_accuracy_score") == [(3, 0.75)]
+    files = {
+        "autolog/long_params.json": json.dumps({"long": "x" * 7_000}),
+        "notes/note.txt": "hell\u00f6\n",
+        "traceback.txt": "where it was",
+    }
+    for path, content in files.items():
+        here = MlflowClient(tracking_uri=server.uri).download_artifacts(run.info.run_id, path, str(said.folder.parent))
+        whole = Path(here).read_text(encoding="utf-8")
+        assert json.loads(whole) == json.loads(content) if path.endswith(".json") else whole == content
+    assert set(uploaded) == {*files, "drawn/bars.png", "training_confusion_matrix.png"}
+    listed = {
+        path: MlflowClient(tracking_uri=server.uri).list_artifacts(run.info.run_id, path) for path in ("", "drawn")
+    }
+    assert {item.path for found in listed.values() for item in found} == {
+        *("autolog", "notes", "drawn", "traceback.txt"),
+        *("drawn/bars.png", "training_confusion_matrix.png"),
+    }
+
+
+def test_files_are_looked_for_once_a_round(server, proxy, said, experiment) -> None:
+    key = said.run(proxy.uri, experiment, *(lambda key, i=i: Text(key, f"{i}.txt", "a" * i) for i in range(1, 6)))
+    said.says(Text(key, "below/note.txt", ""))
+    assert said.deliver()
+    listings = [request.path for request in proxy.requests if "/mlflow-artifacts/artifacts?path=" in request.path]
+    assert len(listings) == 2
+    (run,) = runs_of(server.uri, experiment)
+    found = MlflowClient(tracking_uri=server.uri).list_artifacts(run.info.run_id)
+    assert {(item.path, item.file_size) for item in found} == {*((f"{i}.txt", i) for i in range(1, 6)), ("below", None)}
 
 
 def test_retry_after_is_honoured(server, proxy, said, experiment) -> None:
