@@ -89,6 +89,7 @@ class TorchFlavor(Flavor):
 
         self.on_unpatch(register_optimizer_step_pre_hook(before).remove)
         self.on_unpatch(register_optimizer_step_post_hook(after).remove)
+        self._leave_untraced(before, after)
         self._patch_backward(module, recorder)
         self._patch_init(Optimizer, recorder)
         self._patch_load(Optimizer, recorder)
@@ -108,6 +109,22 @@ class TorchFlavor(Flavor):
             self.when_imported(name, lambda found: harvest.patch_writer(self.wrap_call, found))
         self.when_imported("torchmetrics.metric", lambda found: harvest.patch_metrics(self._replace, found))
         self.on_unpatch(shapes.disarm_all)
+
+    def _leave_untraced(self, *functions: Any) -> None:
+        """Have torch.compile leave `functions` to Python where it calls them from there, and all that they record with.
+
+        It goes on with whatever Python runs where it could not compile the caller, would find `compiling()` to be true,
+        and look into the writer. Where it does compile the caller, it includes them as before.
+        """
+
+        def tell(eval_frame: Any) -> None:
+            if hasattr(eval_frame, "set_code_exec_strategy"):  # Not in torch before 2.7.
+                action, strategy = eval_frame.FrameAction, eval_frame.FrameExecStrategy
+                for function in functions:
+                    eval_frame.set_code_exec_strategy(function.__code__, strategy(action.SKIP, action.DEFAULT))
+                eval_frame.set_code_exec_strategy(guard.run.__code__, strategy(action.SKIP, action.SKIP))
+
+        self.when_imported("torch._dynamo.eval_frame", tell)
 
     def _patch_backward(self, torch: Any, recorder: Recorder) -> None:
         original = torch.autograd.backward
@@ -167,6 +184,7 @@ class TorchFlavor(Flavor):
 
         self._replace(torch.autograd, "backward", original, backward)
         self._rebind({id(original): (original, backward)})
+        self._leave_untraced(backward)
 
     def _patch_init(self, optimizer_class: Any, recorder: Recorder) -> None:
         original = optimizer_class.__init__
