@@ -31,7 +31,7 @@ def recover(folder: Path) -> int:
             path.replace(folder / f"{ASIDE}{suffix}")
     old = sqlite3.connect(folder / ASIDE, isolation_level=None)
     old.text_factory = lambda raw: raw.decode(errors="replace")
-    spool = Spool(folder)
+    spool = Spool(folder, new=True)
     count = 0
     try:
         for seq, run, kind, body, crc in _rows(old, "records", "run, kind, body, crc"):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from autolog import garbage, guard
 from autolog.records import CAN_WAIT
 from autolog.recovery import recover
-from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools
+from autolog.spool import Lease, Row, Spool, SpoolError, remove, spools, sweep
 
 if TYPE_CHECKING:
     from autolog.system_metrics import Sampling
@@ -179,9 +179,11 @@ def deliver(folder: Path, host: Host, *, patience: float = PATIENCE) -> bool:
     try:
         finished = _deliver(folder, host, patience)
     finally:
+        if finished:
+            remove(folder)  # While nobody else may take it up.
         lease.release()
         if finished:
-            remove(folder)
+            remove(folder)  # Not every system deletes what is open.
     return finished
 
 
@@ -305,10 +307,13 @@ def sync(parent: Path | None = None, *, patience: float = 0.0) -> list[tuple[Pat
     Returns (folder, whether all of it is delivered, problems) for each spool that has no living owner.
     """
     done = []
+    sweep(parent)
     for folder in spools(parent):
         if not Lease.is_free(folder / "owner.lock"):
             continue
         delivered = guard.attempt(deliver, folder, SyncHost(), patience=patience)
+        if not delivered.value and not (folder / "spool.db").exists():
+            continue  # Its own sender was at it, and is done.
         problems: list[str] = []
         if delivered.error is not None:
             problems = [str(delivered.error)]

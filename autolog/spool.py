@@ -14,6 +14,7 @@ checksum (CRC-32) of each row: a wrong number is worse than a missing one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,6 +36,8 @@ FORMAT = 2
 _ROWS = 200
 #: A file that says: the training process left this spool, damaged, for another.
 MOVED = "moved"
+#: What the name of a folder ends with that is being deleted.
+_DELIVERED = ".delivered"
 #: Says in the meta table that the spool stands in for another one.
 IN_DOUBT = "in_doubt"
 
@@ -123,6 +126,15 @@ def _user_id() -> int:
     return os.getuid() if sys.platform != "win32" else 0
 
 
+def _connect(path: Path, *, new: bool, timeout: float) -> sqlite3.Connection:
+    """Open a database; new: which is made where it is not there.
+
+    Raises: sqlite3.OperationalError.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
+    return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
+
+
 class Lease:
     """The exclusive hold on one file, for as long as this process lives or until :meth:`release`."""
 
@@ -131,8 +143,14 @@ class Lease:
         self._connection: sqlite3.Connection | None = None
 
     def acquire(self) -> bool:
-        """Take the lease; return False where another process has it."""
-        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        """Take the lease; return False where another process has it, or its folder is gone."""
+        return self._take(new=True)
+
+    def _take(self, *, new: bool) -> bool:
+        try:
+            connection = _connect(self._path, new=new, timeout=0)
+        except sqlite3.OperationalError:
+            return False
         try:
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
@@ -149,10 +167,10 @@ class Lease:
 
     @staticmethod
     def is_free(path: Path) -> bool:
-        """Return whether nobody holds the lease on `path`."""
+        """Return whether nobody holds the lease on `path`. Makes no file, as its folder may be about to be deleted."""
         lease = Lease(path)
-        if not lease.acquire():
-            return False
+        if not lease._take(new=False):
+            return not path.exists()
         lease.release()
         return True
 
@@ -160,17 +178,19 @@ class Lease:
 class Spool:
     """An open spool. Each thread opens its own; SQLite arbitrates."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the spool in `folder`, creating its tables when new.
+    def __init__(self, folder: Path, *, new: bool = False) -> None:
+        """Open the spool in `folder`; new: which is made. Any other may be delivered, and deleted, at any time.
 
-        Raises: SpoolError where the folder is not this user's own or was written by an unknown version;
-            sqlite3.DatabaseError where the file is damaged.
+        Raises: SpoolError where there is none, the folder is not this user's own, or it was written by an unknown
+            version; sqlite3.DatabaseError where the file is damaged.
         """
-        check_private(folder)
         self.folder = folder
         self.blobs = folder / "blobs"
         self._path = folder / "spool.db"
-        self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        if not new and not self._path.exists():
+            raise SpoolError(f"there is no spool in {folder}")
+        check_private(folder)
+        self._db = _connect(self._path, new=new, timeout=30)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
         except UnicodeDecodeError as error:
@@ -373,15 +393,34 @@ def checksum(run: object, kind: object, body: object) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Delete a spool whose records are all delivered."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete a spool whose records are all delivered: in an instant for others, who may be about to look into it."""
+    gone = folder.with_name(folder.name + _DELIVERED)
+    try:
+        folder.rename(gone)
+    except OSError:  # Not everywhere while a file in it is open.
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(parent: Path | None = None) -> None:
+    """Delete what is left below `parent` of spools that somebody died while deleting."""
+    for folder in (folder for each in _parents(parent) for folder in each.glob(f"*{_DELIVERED}")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def spools(parent: Path | None = None) -> list[Path]:
     """Return the folders of all spools below `parent`, oldest first."""
+    found: dict[Path, float] = {}
+    for folder in (path.parent for each in _parents(parent) for path in each.glob("*/spool.db")):
+        with contextlib.suppress(FileNotFoundError):  # Delivered meanwhile.
+            if not folder.name.endswith(_DELIVERED):
+                found[folder] = folder.stat().st_mtime
+    return sorted(found, key=found.__getitem__)
+
+
+def _parents(parent: Path | None) -> list[Path]:
     parents = [parent] if parent else [root(), Path(tempfile.gettempdir()) / f"mlflow-autolog-{_user_id()}"]
-    found = [path.parent for each in parents if each.is_dir() for path in each.glob("*/spool.db")]
-    return sorted(found, key=lambda folder: folder.stat().st_mtime)
+    return [each for each in parents if each.is_dir()]
 
 
 def describe(folder: Path) -> dict[str, Any]:

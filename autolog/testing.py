@@ -115,7 +115,7 @@ class _KeepingWriter(Writer):
         (folder / "blobs").mkdir(mode=0o700)
         lease = Lease(folder / "owner.lock")
         lease.acquire()
-        spool = Spool(folder)
+        spool = Spool(folder, new=True)
         self.folder = folder
         return spool, lease
 

@@ -386,7 +386,7 @@ class Writer:
         lease = Lease(folder / "owner.lock")
         if not lease.acquire():
             raise SpoolError(f"{folder} is in use")
-        spool = Spool(folder)
+        spool = Spool(folder, new=True)
         spool.set_meta("pid", str(os.getpid()))
         spool.set_meta("cwd", working_folder())
         spool.set_meta("argv", json.dumps(sys.argv))

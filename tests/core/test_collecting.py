@@ -30,7 +30,7 @@ def test_a_run_is_not_opened_in_the_store_while_a_short_training_is_under_way(re
     folder = make_folder()
     lease = Lease(folder / "owner.lock")
     assert lease.acquire()
-    spool, host = Spool(folder), Patient()
+    spool, host = Spool(folder, new=True), Patient()
     begun: list[Record] = [
         OpenRun("short", now(), recorder.store_uri, recorder.experiment, None, str(Path.cwd())),
         Tags("short", {"t": "1"}),
@@ -64,7 +64,7 @@ def test_the_end_of_a_run_is_sent_at_once(recorder) -> None:
     folder = make_folder()
     lease = Lease(folder / "owner.lock")
     assert lease.acquire()
-    spool, host = Spool(folder), Patient()
+    spool, host = Spool(folder, new=True), Patient()
     opened = OpenRun("ended", now(), recorder.store_uri, recorder.experiment, None, str(Path.cwd()))
     spool.append([opened, EndRun("ended", "FINISHED", now())])
     sender = threading.Thread(target=deliver, args=(folder, host))

@@ -66,7 +66,7 @@ def requests(monkeypatch) -> list[object]:
 def spool(tmp_path: Path):
     tmp_path.chmod(0o700)
     (tmp_path / "blobs").mkdir()
-    opened = Spool(tmp_path)
+    opened = Spool(tmp_path, new=True)
     yield opened
     opened.close()
 
@@ -169,7 +169,7 @@ def test_a_spool_in_place_of_another_doubles_no_run(recorder, spool, tmp_path) -
     folder = tmp_path / "next"
     (folder / "blobs").mkdir(parents=True, mode=0o700)
     folder.chmod(0o700)
-    follower = Spool(folder)
+    follower = Spool(folder, new=True)
     follower.set_meta(IN_DOUBT, "follows")
     follower.close()
     follower = Spool(folder)

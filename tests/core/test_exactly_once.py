@@ -126,7 +126,7 @@ def test_a_sender_that_dies_after_any_call_is_succeeded_exactly(uri, tmp_path, m
         folder = tmp_path / name
         folder.mkdir(mode=0o700)
         (folder / "blobs").mkdir()
-        spool = Spool(folder)
+        spool = Spool(folder, new=True)
         experiment = f"exactly-{name}-{uuid.uuid4().hex[:8]}"
         spool.append(said(uri, experiment, spool))
         return spool, experiment

@@ -115,7 +115,7 @@ def test_without_matplotlib_the_numbers_are_kept(recorder, monkeypatch) -> None:
         return real(name, *args, **kwargs)
 
     folder = make_folder()
-    spool = Spool(folder)
+    spool = Spool(folder, new=True)
     opened = OpenRun("r1", now(), recorder.store_uri, recorder.experiment, None, str(Path.cwd()))
     spool.append([opened, Figure("r1", "a.png", "bars", {"title": "t", "names": ["x"], "values": [1]})])
     spool.append([EndRun("r1", "FINISHED", now())])

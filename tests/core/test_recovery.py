@@ -26,7 +26,7 @@ def said(run: str, count: int) -> list:
 
 def make(count: int = 40, records: list | None = None) -> Path:
     folder = make_folder()
-    spool = Spool(folder)
+    spool = Spool(folder, new=True)
     for record in records if records is not None else said("r", count):
         spool.append([record])
     # One file, so that it is the one that gets damaged.

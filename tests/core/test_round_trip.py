@@ -69,7 +69,7 @@ def test_what_goes_in_comes_out(said, rows: int, again: bool, store_uri: str, tm
     folder = tmp_path / uuid.uuid4().hex
     folder.mkdir(mode=0o700)
     (folder / "blobs").mkdir()
-    spool = Spool(folder)
+    spool = Spool(folder, new=True)
     run_key, at = uuid.uuid4().hex, now()
     records: list[Record] = [OpenRun(run_key, at, store_uri, "round-trip", None, str(folder))]
     points: dict[str, set[tuple[int, int, str]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autolog import sender
 from autolog.records import DatasetInput, EndRun, Params, Points, decode, encode
-from autolog.spool import Lease, Spool, SpoolError, make_folder
+from autolog.spool import Lease, Spool, SpoolError, make_folder, spools
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 records = st.one_of(
@@ -67,7 +69,7 @@ def test_consecutive_points_share_rows_of_bounded_length() -> None:
 def spool(tmp_path: Path):
     folder = tmp_path / "s"
     folder.mkdir(mode=0o700)
-    opened = Spool(folder)
+    opened = Spool(folder, new=True)
     yield opened
     opened.close()
 
@@ -77,7 +79,7 @@ def spool(tmp_path: Path):
 def test_records_come_out_once_and_in_order(tmp_path_factory, said, data) -> None:
     folder = tmp_path_factory.mktemp("spool")
     folder.chmod(0o700)
-    opened = Spool(folder)
+    opened = Spool(folder, new=True)
     cut = data.draw(st.integers(0, len(said)))
     opened.append(said[:cut])
     opened.append(said[cut:])
@@ -127,10 +129,75 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
         assert Lease.is_free(path)
 
 
+def test_nothing_is_made_where_a_spool_was_delivered_and_deleted(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
+    with pytest.raises(SpoolError, match="no spool"):
+        Spool(tmp_path / "s")
+    assert Lease.is_free(tmp_path / "s" / "owner.lock")
+    assert list((tmp_path / "s").iterdir()) == []
+    with pytest.raises(SpoolError, match="no spool"):
+        Spool(tmp_path / "gone")
+    assert Lease.is_free(tmp_path / "gone" / "owner.lock")
+    assert not Lease(tmp_path / "gone" / "sender.lock").acquire()
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Path:
+    """The spool of a training that is over; all of it is delivered."""
+    folder = tmp_path / "s"
+    (folder / "blobs").mkdir(parents=True)
+    folder.chmod(0o700)
+    Spool(folder, new=True).close()
+    return folder
+
+
+def test_who_syncs_while_a_spool_is_deleted_leaves_nothing_behind(dead: Path, monkeypatch) -> None:
+    """As a sender does that is done with its own, while another one is with its."""
+    met = []
+    real = shutil.rmtree
+
+    def rmtree(folder: Path, **more: bool) -> None:
+        met.append(sender.sync(dead.parent))
+        with pytest.raises(SpoolError, match="no spool"):
+            Spool(dead)  # Who has found it before opens it now.
+        real(folder, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(sender, "sweep", lambda parent: None)
+    assert sender.deliver(dead, sender.SyncHost())
+    monkeypatch.undo()
+    assert met[0] == [] and list(dead.parent.iterdir()) == []
+
+
+def test_who_syncs_while_a_spool_is_delivered_leaves_it_to_its_sender(dead: Path, monkeypatch) -> None:
+    lease = Lease(dead / "sender.lock")
+    assert lease.acquire()
+    assert sender.sync(dead.parent) == [(dead, False, [])]
+    real = sender.deliver
+
+    def deliver(folder: Path, host: sender.Host, *, patience: float) -> bool:
+        done = real(folder, host, patience=patience)
+        lease.release()
+        assert real(folder, sender.SyncHost())  # It finishes only then.
+        return done
+
+    monkeypatch.setattr(sender, "deliver", deliver)
+    assert sender.sync(dead.parent) == []
+    assert list(dead.parent.iterdir()) == []
+
+
+def test_what_a_death_left_of_a_delivered_spool_is_swept_up(dead: Path) -> None:
+    dead.rename(dead.with_name("s.delivered"))
+    assert spools(dead.parent) == []
+    assert sender.sync(dead.parent) == []
+    assert list(dead.parent.iterdir()) == []
+
+
 def test_spools_are_private() -> None:
     folder = make_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    opened = Spool(folder)
+    opened = Spool(folder, new=True)
     assert stat.S_IMODE((folder / "spool.db").stat().st_mode) == 0o600
     opened.close()
 
@@ -141,7 +208,7 @@ def test_a_spool_that_others_can_write_is_not_read(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(SpoolError, match="chmod 700"):
-        Spool(folder)
+        Spool(folder, new=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to give a folder away")
@@ -150,7 +217,7 @@ def test_a_spool_of_another_user_is_not_read(tmp_path: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chown(folder, 12345, 12345)
     with pytest.raises(SpoolError, match="another user"):
-        Spool(folder)
+        Spool(folder, new=True)
 
 
 def test_a_spool_of_an_unknown_version_is_left_alone(spool: Spool) -> None:

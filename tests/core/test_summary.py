@@ -18,7 +18,7 @@ def spool(tmp_path: Path):
     folder = tmp_path / "spool"
     folder.mkdir(mode=0o700)
     (folder / "blobs").mkdir()
-    made = Spool(folder)
+    made = Spool(folder, new=True)
     yield made
     made.close()
 

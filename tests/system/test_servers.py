@@ -63,7 +63,7 @@ class Said:
         self.folder = folder / uuid.uuid4().hex
         self.folder.mkdir(mode=0o700)
         (self.folder / "blobs").mkdir()
-        self.says()
+        Spool(self.folder, new=True).close()
 
     def says(self, *records: Record) -> None:
         spool = Spool(self.folder)
