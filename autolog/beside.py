@@ -101,10 +101,13 @@ def context_tags(script: str) -> dict[str, str]:
 
     script: the absolute path of what makes the run.
     """
-    import getpass
+    from autolog.forks import held_off  # Here it is there already: with SQLite, for the spool.
 
+    with held_off():
+        import getpass
+
+        user = guard.attempt(getpass.getuser)
     tags = {}
-    user = guard.attempt(getpass.getuser)
     if user.value:
         tags["mlflow.user"] = user.value
     commit = guard.attempt(commit_at, script)

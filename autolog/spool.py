@@ -28,12 +28,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autolog.forks import Database
 from autolog.records import Record, decode, encode
 
 FORMAT = 2
 
 #: Rows that one statement inserts at most: SQLite before 3.32 takes 999 values.
 _ROWS = 200
+#: Rows that are read at a time.
+_PAGE = 100
 #: A file that says: the training process left this spool, damaged, for another.
 MOVED = "moved"
 #: What the name of a folder ends with that is being deleted.
@@ -126,21 +129,12 @@ def _user_id() -> int:
     return os.getuid() if sys.platform != "win32" else 0
 
 
-def _connect(path: Path, *, new: bool, timeout: float) -> sqlite3.Connection:
-    """Open a database; new: which is made where it is not there.
-
-    Raises: sqlite3.OperationalError.
-    """
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
-    return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
-
-
 class Lease:
     """The exclusive hold on one file, for as long as this process lives or until :meth:`release`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Database | None = None
 
     def acquire(self) -> bool:
         """Take the lease; return False where another process has it, or its folder is gone."""
@@ -148,7 +142,7 @@ class Lease:
 
     def _take(self, *, new: bool) -> bool:
         try:
-            connection = _connect(self._path, new=new, timeout=0)
+            connection = Database(self._path, new=new, timeout=0)
         except sqlite3.OperationalError:
             return False
         try:
@@ -190,7 +184,7 @@ class Spool:
         if not new and not self._path.exists():
             raise SpoolError(f"there is no spool in {folder}")
         check_private(folder)
-        self._db = _connect(self._path, new=new, timeout=30)
+        self._db = Database(self._path, new=new, timeout=30)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
         except UnicodeDecodeError as error:
@@ -199,7 +193,7 @@ class Spool:
         # NORMAL survives the death of any process; only a power cut can lose the last commits, and a training that
         # loses power has nothing to compare them with.
         self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
+        self._db.script(_SCHEMA)
         self._path.chmod(0o600)
         #: Whether the store may hold what is not known here: in place of one that was damaged or deleted, or where
         #: the last commits may be lost, so that claims say nothing.
@@ -223,7 +217,7 @@ class Spool:
 
     def meta(self, key: str) -> str | None:
         """Return one value of the meta table."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).first
         return None if row is None else str(row[0])
 
     def set_meta(self, key: str, value: str) -> None:
@@ -239,17 +233,15 @@ class Spool:
         # the call itself. So the rows are one statement, a transaction by itself, unless there are many.
         if len(rows) <= _ROWS:
             return self._insert(rows) if rows else 0
-        # Rolls back what SQLite itself has not, as it has where the disk is full.
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._db.transaction():
             return [self._insert(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)][-1]
 
     def _insert(self, rows: Sequence[tuple[str, str, str, int]]) -> int:
         places = ", ".join(["(?, ?, ?, ?)"] * len(rows))
         values = [value for row in rows for value in row]
         done = self._db.execute(f"INSERT INTO records (run, kind, body, crc) VALUES {places}", values)
-        assert done.lastrowid is not None
-        return done.lastrowid
+        assert done.last is not None
+        return done.last
 
     def pending(self, limit: int = 1000, *, after: int = 0) -> list[Row]:
         """Return stored records, oldest first: `limit`, and the rest of those that share a row with the last one.
@@ -259,17 +251,20 @@ class Spool:
         """
         found: list[Row] = []
         damaged: list[int] = []
-        rows = self._db.execute(
-            "SELECT seq, run, kind, body, crc FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
-        )
-        for seq, run, kind, body, crc in rows:
-            if len(found) >= limit:
-                break
-            if checksum(run, kind, body) == crc:
-                found += [Row(seq, record) for record in decode(run, kind, body)]
-            else:
-                damaged.append(seq)
-        rows.close()
+        page: list[tuple[Any, ...]] | None = None
+        while len(found) < limit and page != []:
+            # A row holds up to hundreds of points.
+            page = self._db.execute(
+                "SELECT seq, run, kind, body, crc FROM records WHERE seq > ? ORDER BY seq LIMIT ?",
+                (after, min(_PAGE, limit)),
+            ).rows
+            for after, run, kind, body, crc in page:
+                if len(found) >= limit:
+                    break
+                if checksum(run, kind, body) == crc:
+                    found += [Row(after, record) for record in decode(run, kind, body)]
+                else:
+                    damaged.append(after)
         for seq in damaged:
             self._db.execute("DELETE FROM records WHERE seq = ?", (seq,))
             self.problem("damaged", f"row {seq} of {self.folder} was damaged on the disk and is not recorded")
@@ -277,23 +272,22 @@ class Spool:
 
     def ending(self) -> set[str]:
         """Return the keys of the runs whose end waits."""
-        return {str(run) for (run,) in self._db.execute("SELECT run FROM records WHERE kind = 'EndRun'")}
+        return {str(run) for (run,) in self._db.execute("SELECT run FROM records WHERE kind = 'EndRun'").rows}
 
     def size(self) -> int:
         """Return how many bytes the records on disk take."""
         pages, free, size = (
-            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("page_count", "freelist_count", "page_size")
+            int(self._db.execute(f"PRAGMA {name}").rows[0][0]) for name in ("page_count", "freelist_count", "page_size")
         )
         return (pages - free) * size
 
     def backlog(self) -> int:
         """Return how many rows of records wait."""
-        return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
+        return int(self._db.execute("SELECT count(*) FROM records").rows[0][0])
 
     def first_pending(self) -> int | None:
         """Return the sequence number of the oldest record that waits."""
-        value = self._db.execute("SELECT min(seq) FROM records").fetchone()[0]
+        value = self._db.execute("SELECT min(seq) FROM records").rows[0][0]
         return None if value is None else int(value)
 
     def delivered(self, through: int) -> None:
@@ -307,27 +301,25 @@ class Spool:
     def set_aside(self, seqs: Iterable[int]) -> list[Row]:
         """Keep the records of some sequence numbers out of :meth:`pending`; return them."""
         numbers = [(seq,) for seq in seqs]
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO aside SELECT * FROM records WHERE seq = ?", numbers)
-            self._db.executemany("DELETE FROM records WHERE seq = ?", numbers)
+        with self._db.transaction():
+            self._db.each("INSERT OR REPLACE INTO aside SELECT * FROM records WHERE seq = ?", numbers)
+            self._db.each("DELETE FROM records WHERE seq = ?", numbers)
         wanted = {seq for (seq,) in numbers}
         return [row for row in self.aside() if row.seq in wanted]
 
     def aside(self) -> list[Row]:
         """Return the records that are set aside, oldest first."""
-        rows = self._db.execute("SELECT seq, run, kind, body FROM aside ORDER BY seq").fetchall()
+        rows = self._db.execute("SELECT seq, run, kind, body FROM aside ORDER BY seq").rows
         return [Row(seq, record) for seq, run, kind, body in rows for record in decode(run, kind, body)]
 
     def anything_aside(self) -> bool:
         """Return whether any records are set aside."""
-        return self._db.execute("SELECT 1 FROM aside LIMIT 1").fetchone() is not None
+        return bool(self._db.execute("SELECT 1 FROM aside LIMIT 1").rows)
 
     def take_back(self) -> list[int]:
         """Have :meth:`pending` return what was set aside, in its old order; return the sequence numbers."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            moved = [int(seq) for (seq,) in self._db.execute("SELECT seq FROM aside").fetchall()]
+        with self._db.transaction():
+            moved = [int(seq) for (seq,) in self._db.execute("SELECT seq FROM aside").rows]
             self._db.execute("INSERT OR IGNORE INTO records SELECT * FROM aside")
             self._db.execute("DELETE FROM aside")
         return moved
@@ -344,7 +336,7 @@ class Spool:
         The claim is on disk before the store is asked, so that a crash in between is seen and looked up.
         """
         done = self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, NULL, ?, '{}')", (key, claimant))
-        return done.rowcount == 1
+        return done.changed == 1
 
     def bind(self, key: str, remote: str, claimant: str, detail: dict[str, str] | None = None) -> None:
         """Store the id that the tracking store gave to `key`."""
@@ -362,15 +354,15 @@ class Spool:
 
     def lookup(self, key: str) -> Id | None:
         """Return what is known of `key`'s counterpart in the store."""
-        row = self._db.execute("SELECT remote, claimant, detail FROM ids WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute("SELECT remote, claimant, detail FROM ids WHERE key = ?", (key,)).first
         return None if row is None else Id(row[0], row[1], json.loads(row[2] or "{}"))
 
     def keys(self, prefix: str) -> dict[str, Id]:
         """Return all known ids whose key starts with `prefix`."""
-        rows = self._db.execute(
+        found = self._db.execute(
             "SELECT key, remote, claimant, detail FROM ids WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
         )
-        return {row[0]: Id(row[1], row[2], json.loads(row[3] or "{}")) for row in rows.fetchall()}
+        return {row[0]: Id(row[1], row[2], json.loads(row[3] or "{}")) for row in found.rows}
 
     # -- problems -----------------------------------------------------------------------------------------------
 
@@ -380,7 +372,8 @@ class Spool:
 
     def problems(self, after: int = 0) -> list[tuple[int, str, str]]:
         """Return the (seq, kind, message) of problems with a number above `after`."""
-        return list(self._db.execute("SELECT seq, kind, message FROM problems WHERE seq > ? ORDER BY seq", (after,)))
+        found = self._db.execute("SELECT seq, kind, message FROM problems WHERE seq > ? ORDER BY seq", (after,))
+        return [(int(seq), str(kind), str(message)) for seq, kind, message in found.rows]
 
     def clear_problems(self, kind: str) -> None:
         """Forget problems of one kind, as when the server answers again."""
