@@ -56,13 +56,15 @@ class TorchFlavor(Flavor):
         recorder = self._recorder = self._recorder or Recorder(wrapped_step)
 
         compiling = module.compiler.is_dynamo_compiling
-        threads = recorder.threads
+        threads, compiled = recorder.threads, recorder.compiled
         after_step, again, run = recorder.after_step, Series.step, guard.run
         mutes, muted = scope.mutes, scope.is_muted
 
         # Each step: as little as can be, and nothing that could raise, outside of guard.run.
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
             if compiling():
+                # All that is compiled along with the step.
+                compiled.stepped = compiled.ever = True
                 return
             pending = threads.pending
             if pending.depth or len(args) != 1 or kwargs:
@@ -131,6 +133,8 @@ class TorchFlavor(Flavor):
         compiling = torch.compiler.is_dynamo_compiling
         inside_backward = torch._C._current_graph_task_id
         tensor_backward = torch.Tensor.backward.__code__
+        # Not before torch 2.7.
+        looked_at = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
         threads = recorder.threads
         mutes, muted = scope.mutes, scope.is_muted
         run, frame_at, tensor_class = guard.run, sys._getframe, torch.Tensor
@@ -175,7 +179,8 @@ class TorchFlavor(Flavor):
                 except (ValueError, RuntimeError):
                     pass  # Nobody called who called this; or it has several elements.
             if not kept and inside_backward() == -1:
-                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward) or 0
+                inside = looked_at() is not None
+                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward, inside=inside) or 0
             try:
                 original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             except BaseException:

@@ -52,10 +52,22 @@ _COPIES = frozenset(
 _SUM = 2
 
 
+class Compiled:
+    """Steps that torch.compile has compiled: nothing of them runs in Python but what is written here, by them.
+
+    stepped: whether one was made since losses were looked at; ever: whether any was.
+    """
+
+    def __init__(self) -> None:
+        self.stepped = self.ever = False
+
+
 class Pending:
     """The losses of one thread that no optimizer step has used yet, and the step under way."""
 
     __slots__ = (
+        "_compiled",
+        "_inside",
         "_looks",
         "_tensor",
         "_unused",
@@ -82,9 +94,12 @@ class Pending:
         "whole",
     )
 
-    def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
-        """tensor: ``torch.Tensor``; unused: see :attr:`_unused`."""
+    def __init__(self, tensor: Any, unused: Callable[[], bool], compiled: Compiled) -> None:
+        """tensor: ``torch.Tensor``; unused: see :attr:`_unused`; compiled: steps of all threads."""
         self._tensor = tensor
+        self._compiled = compiled
+        #: Whether some of :attr:`losses` come from inside of what is compiled, as may the step that uses them.
+        self._inside = False
         #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
         self._unused = unused
         self.losses: dict[Site, list[Kept]] = {}
@@ -127,17 +142,20 @@ class Pending:
         #: Those of them whose loader has nothing more, while batches that were fetched ahead are still to be used.
         self.lingering: list[Any] = []
 
-    def see(self, tensors: Any, frame: FrameType, tensor_backward: Any) -> int:
+    def see(self, tensors: Any, frame: FrameType, tensor_backward: Any, *, inside: bool) -> int:
         """Keep what is about to be differentiated, where it is a loss; return how many losses were kept.
 
         frame: the caller of ``torch.autograd.backward``; tensor_backward: the code of ``Tensor.backward``.
+        inside: whether it may be called by what torch.compile has compiled.
         """
         method = frame.f_code is tensor_backward
         if method and frame.f_back is not None:
             frame = frame.f_back
         self._unfold()
+        self._forget_used()
         if self.losses and not self.depth and self._thrown_away():
             self.clear()
+        self._inside = self._inside or inside
         before = self.count
         site = known_sites.get((id(frame.f_code), frame.f_lasti)) or find(frame, "backward", method=method)
         if isinstance(tensors, list | tuple):
@@ -195,6 +213,15 @@ class Pending:
         self._unfold()
         self.series = None
         self.known.clear()
+
+    def _forget_used(self) -> None:
+        """Forget what a compiled step has used, and the loss functions that it came from."""
+        if self._compiled.stepped and self._inside:
+            self.clear()
+            for known in (self.functions, self.made, self.whole):
+                known.clear()
+            self.function = ""
+        self._compiled.stepped = False
 
     def _thrown_away(self) -> bool:
         """Return whether no step will use the gradients of what is kept.
@@ -266,7 +293,7 @@ class Pending:
         if self.series is not None:
             self.series.kept = None
         self.clipped = None
-        self.searching = self.unscaled = False
+        self.searching = self.unscaled = self._inside = False
 
     def begin(self) -> None:
         """Say that the step under way is the first of a training: other loss functions than its own are forgotten."""
@@ -281,6 +308,7 @@ class Pending:
 
     def computes(self, function: str, result: Any) -> None:
         """Note that a loss function has returned what is to be differentiated."""
+        self._forget_used()
         self.made[function] = origin(result.grad_fn)
         if self.function:
             self.functions[self.function] = self.called
@@ -294,8 +322,9 @@ class Pending:
     def take(self) -> dict[Site, Any]:
         """Return the loss of each site, a float or :class:`Later`, and forget them."""
         self._unfold()
+        self._forget_used()
         taken, self.losses, self.count = self.losses, {}, 0
-        self.unscaled = False
+        self.unscaled = self._inside = False
         counts = {len(kept) for kept in taken.values()}
         self.batches = next(iter(counts)) if len(counts) == 1 else 0
         found: dict[Site, Any] = {}
@@ -313,8 +342,8 @@ class Pending:
 class Threads(threading.local):
     """Each thread's :class:`Pending`; arguments as it has them."""
 
-    def __init__(self, tensor: Any, unused: Callable[[], bool]) -> None:
-        self.pending = Pending(tensor, unused)
+    def __init__(self, tensor: Any, unused: Callable[[], bool], compiled: Compiled) -> None:
+        self.pending = Pending(tensor, unused, compiled)
 
 
 def _later(tensor: Any) -> Any:

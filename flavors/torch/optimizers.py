@@ -51,7 +51,6 @@ class Entry:
         "origin",
         "probe",
         "refused",
-        "restored",
         "root",
         "sampler",
         "serial",
@@ -68,8 +67,6 @@ class Entry:
         self.training: Training | None = None
         self._steps = 0
         self.refused = False
-        #: Whether it was given a state, rather than having made it itself.
-        self.restored = False
         self.name = ""
         #: Metric name of each parameter group's learning rate.
         self.learning_rates: list[str] = []
@@ -150,15 +147,6 @@ class Registry:
         """Return the living optimizers made in `thread` that have not stepped yet, oldest first."""
         found = [e for e in list(self._entries.values()) if e.thread == thread and e.training is None and not e.refused]
         return [entry for entry in found if entry.optimizer() is not None]
-
-    def stepped_unseen(self) -> bool:
-        """Return whether one that has never stepped, as far as is known here, has the state of one that has."""
-        for entry in list(self._entries.values()):
-            optimizer = entry.optimizer()
-            known = entry.training is not None or entry.refused or entry.restored
-            if optimizer is not None and not known and optimizer.state:
-                return True
-        return False
 
     def unused(self) -> bool:
         """Return whether there are such optimizers in this thread, none of whose parameters has a gradient.

@@ -9,8 +9,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autolog import guard, patching, runtime, scope
-from flavors.torch import models, shapes, transformers, unwinding
-from flavors.torch.losses import Pending, Threads
+from flavors.torch import models, transformers, unwinding
+from flavors.torch.losses import Compiled, Pending, Threads
 from flavors.torch.optimizers import Entry, Origin, Registry
 from flavors.torch.passes import Passes
 from flavors.torch.sites import find
@@ -33,7 +33,8 @@ class Recorder:
         self._searching = torch.optim.LBFGS
         self._tensor = torch.Tensor
         self.registry = Registry(self._died)
-        self.threads = Threads(torch.Tensor, self.registry.unused)
+        self.compiled = Compiled()
+        self.threads = Threads(torch.Tensor, self.registry.unused, self.compiled)
         self.passes = Passes(self.threads)
         self._trainings: list[Training] = []
 
@@ -180,10 +181,7 @@ class Recorder:
     def loaded(self, optimizer: Optimizer) -> None:
         """Note that `optimizer` has got another state, which is the one that its last checkpoint will need."""
         entry = self.registry.get(optimizer)
-        if entry is None:
-            return
-        entry.restored = True
-        if entry.kept is not None:
+        if entry is not None and entry.kept is not None:
             entry.keep(optimizer)
 
     def weights(self, module: Module) -> list[tuple[Training, Root, Weights | None]]:
@@ -243,7 +241,8 @@ class Recorder:
             if training.process == os.getpid():
                 training.end(status, error)
         self._trainings = []
-        if self.registry.stepped_unseen() and shapes.compiles():
+        if self.compiled.ever:
+            self.compiled.ever = False
             guard.say_once(
                 "compiled step",
                 "mlflow-autolog: an optimizer's steps are not recorded, since torch.compile has compiled its step(): "

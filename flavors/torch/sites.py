@@ -7,12 +7,24 @@ files work alike.
 from __future__ import annotations
 
 import dis
+import re
 from collections.abc import Iterator
 from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 from autolog import patching
 
-_Instructions = list[dis.Instruction]
+
+class _Step(NamedTuple):
+    """An instruction: what it does, and with which name or value."""
+
+    opname: str
+    argval: Any
+    argrepr: str = ""
+
+
+#: Instructions that do two things with a local variable each (Python 3.13).
+_TWO = re.compile("((?:LOAD|STORE)_FAST(?:_BORROW)?)_((?:LOAD|STORE)_FAST(?:_BORROW)?)")
 
 #: Instructions that carry no operand of the expression.
 _SILENT = {"CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL", "KW_NAMES", "RESUME", "NOT_TAKEN"}
@@ -96,7 +108,7 @@ def user_frames(frame: FrameType | None, limit: int = 10) -> Iterator[FrameType]
 
 
 def _names(code: CodeType, offset: int, attribute: str, method: bool) -> tuple[str, ...]:
-    found = [step for step in dis.get_instructions(code) if step.opname not in _SILENT and step.offset <= offset]
+    found = list(_steps(code, offset))
     call = len(found) - 1
     at = next((i for i in range(call, max(-1, call - 60), -1) if _loaded(found[i]) == attribute), None)
     if at is None:
@@ -107,7 +119,19 @@ def _names(code: CodeType, offset: int, attribute: str, method: bool) -> tuple[s
     return tuple(name for name in map(_name, found[at + 1 : call]) if name)
 
 
-def _before(found: _Instructions, at: int) -> str | None:
+def _steps(code: CodeType, offset: int) -> Iterator[_Step]:
+    """Yield what `code` does up to the instruction at `offset`."""
+    for step in dis.get_instructions(code):
+        if step.offset > offset:
+            return
+        two = _TWO.fullmatch(step.opname)
+        if two:
+            yield from map(_Step, two.groups(), step.argval)
+        elif step.opname not in _SILENT:
+            yield _Step(step.opname, step.argval, step.argrepr)
+
+
+def _before(found: list[_Step], at: int) -> str | None:
     """Return the name of the operand whose evaluation ends in front of instruction `at`."""
     last = found[at - 1] if at else None
     if last is None:
@@ -122,22 +146,17 @@ def _before(found: _Instructions, at: int) -> str | None:
         # (loss / 4).backward() is about `loss`; (a + b).backward() about neither.
         if last.argrepr not in ("/", "*") and last.opname not in ("BINARY_TRUE_DIVIDE", "BINARY_MULTIPLY"):
             return None
-        right = found[at - 2] if at > 1 else None
-        if right is not None and isinstance(right.argval, tuple) and right.opname.startswith("LOAD_"):
-            return str(right.argval[0])
         return _name(found[at - 3]) if at > 2 else None
     return _name(last)
 
 
-def _loaded(step: dis.Instruction) -> str | None:
+def _loaded(step: _Step) -> str | None:
     value = step.argval
     return value if isinstance(value, str) and step.opname.startswith("LOAD_") and step.opname != "LOAD_CONST" else None
 
 
-def _name(step: dis.Instruction) -> str | None:
+def _name(step: _Step) -> str | None:
     value = step.argval
-    if isinstance(value, tuple) and value and step.opname.startswith("LOAD_"):
-        value = value[-1]  # One instruction that loads two variables.
     if not isinstance(value, str) or not step.opname.startswith("LOAD_") or step.opname == "LOAD_CONST":
         return None
     name = value.strip("_")

@@ -358,6 +358,7 @@ def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
 def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
     """It may leave them to Python, too, as it does on Python 3.13: then they are recorded."""
     recorder.start()
+    torch._dynamo.utils.counters.clear()
     model = net()
     X, y = data()
     optimizer = torch.optim.Adam(model.parameters())
@@ -377,6 +378,41 @@ def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
     assert swallowed or sys.version_info >= (3, 13)
     assert caplog.text.count("torch.compile has compiled its step()") == swallowed
     assert [recorder.history(run, "loss") for run in recorder.runs()] == ([] if swallowed else [[*enumerate(losses)]])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recorder, caplog):
+    """Its backwards are left to Python all the same; the optimizer keeps no state by which its steps could be told."""
+    recorder.start()
+    torch._dynamo.utils.counters.clear()
+    model, other = net(), net()
+    X, y = data()
+    optimizer, another = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other))
+
+    @torch.compile(backend="eager")
+    def step():
+        hidden = mse(model(X), y)
+        hidden.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        return hidden
+
+    first, losses = [], []
+    for _ in range(2):
+        first += [step().item(), step().item()]
+        another.zero_grad()
+        shown = mse(other(X), y)
+        shown.backward()
+        losses.append(shown.item())
+        another.step()
+    autolog.disable()
+    swallowed = any("_in_wrapper_" in name for name in torch._dynamo.utils.counters["resumes"])
+    run = recorder.run()
+    found = {key: recorder.history(run, key) for key in run.data.metrics if key in ("loss", "hidden", "shown")}
+    told = {"shown": losses} if swallowed else {"loss": first, "shown": losses}
+    assert found == {key: [*enumerate(values)] for key, values in told.items()}
+    assert caplog.text.count("torch.compile has compiled its step()") == swallowed
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
