@@ -133,8 +133,10 @@ class Wrapper(wrapt.FunctionWrapper[Any, Any]):
             found = vars(found).get(part) if hasattr(found, "__dict__") else None
         if found is self and "." not in qualname:
             return qualname
+        # The original itself cannot be pickled where its name leads to the wrapper of a later patch.
+        same = isinstance(found, Wrapper) and found.__wrapped__ is self.__wrapped__
         # An identity function of the standard library: the pickle must load where this package is not installed.
-        return operator.getitem, ((self.__wrapped__,), 0)
+        return operator.getitem, ((found if same else self.__wrapped__,), 0)
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)

@@ -84,6 +84,23 @@ def test_class_pickled_by_value_comes_out_unpatched(recorder) -> None:
     assert done.stdout.split() == [b"2", b"False"]
 
 
+def test_wrapper_that_outlives_its_patch_pickles_beside_the_next(recorder) -> None:
+    """As a module keeps it that took the name while recording was on."""
+    xgboost = pytest.importorskip("xgboost")
+    original = xgboost.train
+    recorder.start()
+    kept = xgboost.train
+    assert isinstance(kept, Wrapper)
+    autolog.disable()
+    assert pickle.loads(pickle.dumps(kept)) is original
+    recorder.start()
+    assert xgboost.train is not kept
+    assert pickle.loads(pickle.dumps(kept)) is xgboost.train
+    data = pickle.dumps(kept)
+    autolog.disable()
+    assert pickle.loads(data) is original
+
+
 def test_wrapper_that_outlives_its_patch_pickles_as_the_original(recorder) -> None:
     recorder.start()
     kept = LogisticRegression.fit
