@@ -27,7 +27,9 @@ _inside = _forking = 0
 
 
 class _Mine(threading.local):
+    #: How often this thread is inside, and whether it is about to fork.
     depth = 0
+    forks = False
 
 
 _mine = _Mine()
@@ -57,6 +59,7 @@ def held_off() -> Iterator[None]:
 def _before() -> None:
     # Held until the fork is over, so that nobody comes in.
     _change.acquire()
+    _mine.forks = True
     global _forking
     _forking += 1
     deadline = time.monotonic() + LONGEST
@@ -66,6 +69,9 @@ def _before() -> None:
 
 
 def _in_parent() -> None:
+    if not _mine.forks:
+        return  # Ctrl-C came before all that.
+    _mine.forks = False
     global _forking
     _forking -= 1
     _change.notify_all()
@@ -74,6 +80,7 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     global _change, _inside, _forking
+    _mine.forks = False
     _change, _inside, _forking = threading.Condition(), int(bool(_mine.depth)), 0
 
 

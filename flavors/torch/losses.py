@@ -55,11 +55,12 @@ _SUM = 2
 class Compiled:
     """Steps that torch.compile has compiled: nothing of them runs in Python but what is written here, by them.
 
-    stepped: whether one was made since losses were looked at; ever: whether any was.
+    stepped: whether one was made since losses were looked at; ever: whether any was; threads: how many keep losses.
     """
 
     def __init__(self) -> None:
         self.stepped = self.ever = False
+        self.threads = 0
 
 
 class Pending:
@@ -98,6 +99,7 @@ class Pending:
         """tensor: ``torch.Tensor``; unused: see :attr:`_unused`; compiled: steps of all threads."""
         self._tensor = tensor
         self._compiled = compiled
+        compiled.threads += 1
         #: Whether some of :attr:`losses` come from inside of what is compiled, as may the step that uses them.
         self._inside = False
         #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
@@ -216,7 +218,8 @@ class Pending:
 
     def _forget_used(self) -> None:
         """Forget what a compiled step has used, and the loss functions that it came from."""
-        if self._compiled.stepped and self._inside:
+        # In which thread is not known.
+        if self._compiled.stepped and (self._inside or self._compiled.threads == 1):
             self.clear()
             for known in (self.functions, self.made, self.whole):
                 known.clear()
