@@ -111,9 +111,15 @@ class Database:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Done:
         """Run a statement. Raises: sqlite3.Error."""
-        # All rows at once: a cursor that is let go of half-way is reset, in SQLite, wherever that may be.
-        with held_off(), closing(self._db.execute(sql, values)) as cursor:
+        with self.reading(sql, values) as cursor:
             return Done(cursor.fetchall(), cursor.lastrowid, cursor.rowcount)
+
+    @contextmanager
+    def reading(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Cursor]:
+        """Run a statement and look at its rows inside, or at some of them. Raises: sqlite3.Error."""
+        # The end of a cursor that is let go of half-way is at work in SQLite, too.
+        with held_off(), closing(self._db.execute(sql, values)) as cursor:
+            yield cursor
 
     def each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """Run a statement for each of `values`. Raises: sqlite3.Error."""

@@ -35,8 +35,6 @@ FORMAT = 2
 
 #: Rows that one statement inserts at most: SQLite before 3.32 takes 999 values.
 _ROWS = 200
-#: Rows that are read at a time.
-_PAGE = 100
 #: A file that says: the training process left this spool, damaged, for another.
 MOVED = "moved"
 #: What the name of a folder ends with that is being deleted.
@@ -251,20 +249,16 @@ class Spool:
         """
         found: list[Row] = []
         damaged: list[int] = []
-        page: list[tuple[Any, ...]] | None = None
-        while len(found) < limit and page != []:
-            # A row holds up to hundreds of points.
-            page = self._db.execute(
-                "SELECT seq, run, kind, body, crc FROM records WHERE seq > ? ORDER BY seq LIMIT ?",
-                (after, min(_PAGE, limit)),
-            ).rows
-            for after, run, kind, body, crc in page:
+        query = "SELECT seq, run, kind, body, crc FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
+        # One pass: in a damaged table the next page may be one that was read before.
+        with self._db.reading(query, (after, limit)) as rows:
+            for seq, run, kind, body, crc in rows:
                 if len(found) >= limit:
                     break
                 if checksum(run, kind, body) == crc:
-                    found += [Row(after, record) for record in decode(run, kind, body)]
+                    found += [Row(seq, record) for record in decode(run, kind, body)]
                 else:
-                    damaged.append(after)
+                    damaged.append(seq)
         for seq in damaged:
             self._db.execute("DELETE FROM records WHERE seq = ?", (seq,))
             self.problem("damaged", f"row {seq} of {self.folder} was damaged on the disk and is not recorded")
