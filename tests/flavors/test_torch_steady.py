@@ -382,8 +382,7 @@ def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
     torch._dynamo.utils.counters.clear()
 
 
-@pytest.mark.parametrize("what", ["backward and step", "step"])
-def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recorder, caplog, what):
+def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recorder, caplog):
     """Its backwards are left to Python all the same; the optimizer keeps no state by which its steps could be told."""
     recorder.start()
     torch._dynamo.utils.counters.clear()
@@ -391,20 +390,13 @@ def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recor
     X, y = data()
     optimizer, another = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other))
 
-    def use():
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-
+    @torch.compile(backend="eager")
     def step():
         hidden = mse(model(X), y)
         hidden.backward()
-        use()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
         return hidden
-
-    if what == "step":
-        use = torch.compile(use, backend="eager")
-    else:
-        step = torch.compile(step, backend="eager")
 
     first, losses = [], []
     for _ in range(2):
@@ -419,7 +411,7 @@ def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recor
     run = recorder.run()
     found = {key: recorder.history(run, key) for key in run.data.metrics if key in ("loss", "hidden", "shown")}
     # What dynamo has made of a function has no names.
-    theirs = {} if swallowed else {"hidden" if what == "step" else "loss": first}
+    theirs = {} if swallowed else {"loss": first}
     told = {**theirs, "shown": losses}
     assert found == {key: [*enumerate(values)] for key, values in told.items()}
     assert caplog.text.count("torch.compile has compiled its step()") == swallowed
@@ -428,22 +420,17 @@ def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recor
 
 
 @pytest.mark.skipif(not hasattr(eval_frame, "set_code_exec_strategy"), reason="this torch cannot be told")
-@pytest.mark.parametrize("how", ["loss.backward()", "torch.autograd.backward"])
-def test_losses_of_what_torch_compile_has_compiled_up_to_the_step(recorder, how):
+def test_losses_of_what_torch_compile_has_compiled_up_to_the_step(recorder):
     """Forward and backward in it, the step outside: a backward is never compiled, and is left to Python."""
     recorder.start()
     model = net()
     X, y = data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward = torch.autograd.backward
 
     @torch.compile(backend="eager")
     def differentiate():
         loss = mse(model(X), y)
-        if how == "loss.backward()":
-            loss.backward()
-        else:
-            backward(loss)
+        loss.backward()
         return loss
 
     losses = []
