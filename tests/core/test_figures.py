@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autolog import figures, runtime
+from autolog import figures, pages, runtime
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +50,7 @@ def test_few_colors_are_the_colors_that_were_drawn(tmp_path: Path, monkeypatch: 
     }.items():
         figures.draw(kind, data, tmp_path / "few.png")
         with monkeypatch.context() as patch:
-            patch.setattr(figures, "_few_colors", lambda picture: picture)
+            patch.setattr(pages, "_few_colors", lambda pixels: None)
             figures.draw(kind, data, tmp_path / "all.png")
         few, drawn = Image.open(tmp_path / "few.png"), Image.open(tmp_path / "all.png")
         assert (few.mode, drawn.mode) == ("P", "RGB")
@@ -60,6 +60,56 @@ def test_few_colors_are_the_colors_that_were_drawn(tmp_path: Path, monkeypatch: 
         assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size
     figures.draw("lines", {"title": "t", "series": {"a": [[0, 1], [1, 2]]}}, tmp_path / "lines.png")
     assert Image.open(tmp_path / "lines.png").mode == "RGB"  # Curves have ten colors, each with its shades.
+
+
+@pytest.mark.parametrize("axis", ["actual", "predicted"])
+def test_a_factor_that_numbers_at_the_ticks_share_is_written(axis: str, tmp_path: Path) -> None:
+    data = {"title": "t", "number": 3, "actual": [1.0, 2.0, 3.0], "predicted": [1.0, 2.0, 3.0]}
+    large = {**data, axis: [1e7, 2e7, 3e7]}
+    names = {"few": data, "many": large}
+    for name, values in names.items():
+        figures.draw("residuals", {**values, "residual": values["actual"]}, tmp_path / f"{name}.png")
+    few, many = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in names)
+    other = (few != many).any(axis=2)
+    height, width = other.shape
+    # "1e7", above the y axis, along which the actual values are, or at the end of the x axis.
+    where = np.s_[: height // 10, : width // 4] if axis == "actual" else np.s_[-height // 10 :, -width // 7 :]
+    assert other[where].sum() > 50
+    assert other.sum() - other[where].sum() < 10  # A tick may be a pixel further.
+
+
+def test_letters_stand_where_they_are_said_to(tmp_path: Path) -> None:
+    page = pages.Page()
+    page.size(2.0, 1.0, left=0.0, bottom=0.0, right=0.0, top=0.0)
+    page.axes.set_axis_off()
+    page.axes.set(xlim=(0, 200), ylim=(0, 100))
+    assert 0.2 < page.write("HH", (100, 50), size=10, color="#ff0000") < 0.25
+    page.write("HH", (100, 20), size=10, align="right")
+    page.write("HH", (20, 50), size=10, align="center", upright=True)
+    page.write("HH", (150, 50), size=10, align="center", middle=True, color="#0000ff")
+    page.write("far outside", (500, 500), size=10)
+    page.write("half outside", (195, 99), size=10, color="#00ff00")
+    page.colorful = True
+    page.save(tmp_path / "a.png")
+    shown = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
+
+    def box(drawn: np.ndarray) -> tuple[int, int, int, int]:
+        rows, columns = np.nonzero(drawn)
+        return columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+
+    # 110 pixels an inch: 1.1 for each unit. A capital letter of 10 points is 11 pixels high.
+    red = box((shown[..., 0] > 250) & (shown[..., 1] < 128))
+    assert red[0] in range(110, 113) and red[3] in (55, 56) and red[3] - red[2] in (11, 12)
+    black = (shown < 128).all(axis=2)
+    right = box(black & (np.arange(220) > 60))
+    assert right[1] in range(107, 112) and right[3] in (87, 88, 89)
+    upright = box(black & (np.arange(220) < 60))
+    assert upright[1] in (21, 22, 23) and upright[1] - upright[0] in (11, 12)
+    assert abs((upright[2] + upright[3]) / 2 - 55) <= 1
+    blue = box((shown[..., 2] > 250) & (shown[..., 0] < 128))
+    assert abs((blue[0] + blue[1]) / 2 - 165) <= 1 and abs((blue[2] + blue[3]) / 2 - 55) <= 1
+    green = box((shown[..., 1] > 250) & (shown[..., 0] < 128))
+    assert green[1] >= 216  # As far as it is inside.
 
 
 def test_nothing_to_draw_is_an_empty_picture(tmp_path: Path) -> None:
