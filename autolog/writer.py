@@ -198,7 +198,7 @@ class Writer:
                 if waiting is not None:
                     waiting(spool.backlog())
                 time.sleep(pause)
-                pause = min(pause * 1.5, 0.05)
+                pause = min(pause * 1.5, 0.01)
         finally:
             spool.close()
 
