@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +162,11 @@ def _upload(client: MlflowClient, model_id: str, folder: Path, artifacts: str) -
 
     Raises: OSError where not all of them arrived.
     """
-    client.log_model_artifacts(model_id, str(folder))
+    repository = uploads.repository(client, artifacts)
+    repository.log_artifacts(str(folder))
     files = [path for path in folder.rglob("*") if path.is_file()]
     sent = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    uploads.check(sent, artifacts, partial(client.list_logged_model_artifacts, model_id), f"model {model_id}")
+    uploads.check(sent, artifacts, repository, f"model {model_id}")
 
 
 def _register(client: MlflowClient, model_id: str, detail: dict[str, str]) -> None:

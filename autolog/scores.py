@@ -7,6 +7,7 @@ recall and f1 weighted by support, or of the positive class where one is named; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +39,27 @@ def _metrics(what: str, arrays: dict[str, Any]) -> dict[str, Callable[[], float]
     weight = {"sample_weight": arrays.get("sample_weight")}
     own = arrays.get("score")
     if what == "regressor":
-        scores = {
+        determination = cache(lambda: metrics.r2_score(true, predicted, **weight))
+        scores: dict[str, Callable[[], float]] = {
             "mean_squared_error": lambda: metrics.mean_squared_error(true, predicted, **weight),
             "mean_absolute_error": lambda: metrics.mean_absolute_error(true, predicted, **weight),
-            "r2_score": lambda: metrics.r2_score(true, predicted, **weight),
+            "r2_score": determination,
             "root_mean_squared_error": lambda: metrics.root_mean_squared_error(true, predicted, **weight),
-            "score": lambda: metrics.r2_score(true, predicted, **weight),
+            "score": determination,
         }
         return _with_own_score(scores, own)
     weighted: dict[str, Any] = {"average": "weighted", "zero_division": 0.0, **weight}
     if "pos_label" in arrays:
         weighted.update(average="binary", pos_label=arrays["pos_label"][0])
-    found = {
-        "precision_score": lambda: metrics.precision_score(true, predicted, **weighted),
-        "recall_score": lambda: metrics.recall_score(true, predicted, **weighted),
-        "f1_score": lambda: metrics.f1_score(true, predicted, **weighted),
-        "accuracy_score": lambda: metrics.accuracy_score(true, predicted, **weight),
-        "score": lambda: metrics.accuracy_score(true, predicted, **weight),
+    # What precision_score, recall_score and f1_score call, each for itself.
+    all_three = cache(lambda: metrics.precision_recall_fscore_support(true, predicted, **weighted))
+    accuracy = cache(lambda: metrics.accuracy_score(true, predicted, **weight))
+    found: dict[str, Callable[[], float]] = {
+        "precision_score": lambda: all_three()[0],
+        "recall_score": lambda: all_three()[1],
+        "f1_score": lambda: all_three()[2],
+        "accuracy_score": accuracy,
+        "score": accuracy,
     }
     proba = arrays.get("y_proba")
     if proba is not None:

@@ -6,13 +6,17 @@ page of a network, says yes in its place. So the store is asked for what it list
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
 from autolog import guard
 from autolog.faults import Fault, fault
@@ -21,29 +25,47 @@ from autolog.faults import Fault, fault
 _OVER_HTTP = ("mlflow-artifacts:", "http:", "https:")
 
 
-class RunFiles:
-    """The files of one run. artifacts: the URI of its artifact location."""
+def repository(client: MlflowClient, artifacts: str) -> ArtifactRepository:
+    """Return what reads and writes files at the artifact location `artifacts` of a run or a model.
 
-    def __init__(self, client: MlflowClient, run_id: str, artifacts: str) -> None:
+    As ``MlflowClient`` finds it, which asks the store for the location of each run and model first.
+    """
+    uri = client.tracking_uri
+    return get_artifact_repository(add_databricks_profile_info_to_artifact_uri(artifacts, uri), tracking_uri=uri)
+
+
+class RunFiles:
+    """The files of one run. artifacts: the URI of its artifact location, None where it is not known."""
+
+    def __init__(self, client: MlflowClient, run_id: str, artifacts: str | None) -> None:
         self._client = client
         self._run_id = run_id
-        self._artifacts = artifacts
-        #: Sizes in bytes by path, None where MLflow chose how to write it.
-        self._sent: dict[str, int | None] = {}
+        self._known = artifacts
+        #: Sizes in bytes by path.
+        self._sent: dict[str, int] = {}
+
+    @cached_property
+    def _artifacts(self) -> str:
+        return self._known or str(self._client.get_run(self._run_id).info.artifact_uri)
+
+    @cached_property
+    def _repository(self) -> ArtifactRepository:
+        return repository(self._client, self._artifacts)
 
     def text(self, path: str, text: str) -> None:
         """Upload `text` as the file `path`."""
-        self._client.log_text(self._run_id, text, path)
-        self._sent[path] = len(text.replace("\n", os.linesep).encode())
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.rpartition("/")[2]
+            file.write_text(text, encoding="utf-8")
+            self.file(path, file)
 
     def json(self, path: str, values: Mapping[str, Any]) -> None:
         """Upload `values` as the JSON file `path`."""
-        self._client.log_dict(self._run_id, dict(values), path)
-        self._sent[path] = None
+        self.text(path, json.dumps(values, indent=2, default=str))
 
     def file(self, path: str, source: Path) -> None:
         """Upload the file `source`, which has the name that `path` ends with."""
-        self._client.log_artifact(self._run_id, str(source), path.rpartition("/")[0] or None)
+        self._repository.log_artifact(str(source), path.rpartition("/")[0] or None)
         self._sent[path] = source.stat().st_size
 
     def forget(self) -> None:
@@ -56,23 +78,21 @@ class RunFiles:
         Raises: OSError where something is not there; what the store raises while it cannot be used.
         """
         sent, self._sent = self._sent, {}
-        check(sent, self._artifacts, partial(self._client.list_artifacts, self._run_id), f"run {self._run_id}")
+        if sent:
+            check(sent, self._artifacts, self._repository, f"run {self._run_id}")
 
 
-def check(
-    sent: Mapping[str, int | None], artifacts: str, listing: Callable[[str | None], Iterable[Any]], whose: str
-) -> None:
+def check(sent: Mapping[str, int], artifacts: str, repository: ArtifactRepository, whose: str) -> None:
     """Look whether all files of `sent`, paths and sizes in bytes, are at the URI `artifacts`, where that is over HTTP.
 
-    listing: returns MLflow's ``FileInfo`` of what is in a folder, None for the topmost. A store that does not list what
-    it holds is believed.
+    A store that does not list what it holds is believed.
 
     Raises: OSError where a file is missing or has another size; what the store raises while it cannot be used.
     """
     if not artifacts.startswith(_OVER_HTTP):
         return
     for folder in {path.rpartition("/")[0] for path in sent}:
-        listed = guard.attempt(listing, folder or None)
+        listed = guard.attempt(repository.list_artifacts, folder or None)
         if listed.error is not None:
             if fault(listed.error) is Fault.REFUSED:
                 continue
@@ -82,5 +102,5 @@ def check(
             if path.rpartition("/")[0] != folder:
                 continue
             there = stored.get(path, -1)
-            if there == -1 or (size is not None and there is not None and size != there):
+            if there == -1 or (there is not None and size != there):
                 raise OSError(f"{path} of {whose} was uploaded, but is not there as a whole")
