@@ -80,8 +80,6 @@ class Delivery:
         self._senders: dict[str, RunBatches] = {}
         self._files: dict[str, RunFiles] = {}
         self._gone: set[str] = set()
-        #: Runs, by their ids in the store, that ended in the last round.
-        self._ended: set[str] = set()
         self._held = Held(row.record for row in spool.aside())
         #: Rows that were set aside before: what the store does with others need not be known a second time.
         self._returned: set[int] = set()
@@ -118,10 +116,6 @@ class Delivery:
         self._batches.clear()
         self._figures.clear()
         self._spent.clear()
-        for run_id in self._ended:
-            self._files.pop(run_id, None)
-            self._senders.pop(run_id, None)
-        self._ended.clear()
         for files in self._files.values():
             files.forget()
         for row in rows:
@@ -427,7 +421,6 @@ class Delivery:
         self._call_ended(client, run_id, detail, record.end_time)
         self._spool.bind(f"run:{record.run}", run_id, self._me, {**detail, "state": "ended"})
         self._places.pop(record.run, None)
-        self._ended.add(run_id)
 
     def _call_ended(self, client: MlflowClient, run_id: str, detail: Mapping[str, str], end_time: int) -> None:
         """Do what the end of a carried call's run entails for other runs; `detail` is what is kept of the run."""
