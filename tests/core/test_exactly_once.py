@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from autolog import delivery, opening
+from autolog import delivery, opening, uploads
 from autolog.models import ModelSnapshot
 from autolog.records import (
     DatasetInput,
@@ -31,16 +31,18 @@ class Died(BaseException):
     """The sender's process ends here."""
 
 
-class MortalClient:
-    """The real client, in a process that dies right after its n-th call has done its work."""
+class Mortal:
+    """The real client or artifact repository, in a process that dies after its n-th call has done its work."""
 
-    def __init__(self, client: MlflowClient, calls: list[str], last: int | None) -> None:
+    def __init__(self, client: Any, calls: list[str], last: int | None) -> None:
         self._client = client
         self._calls = calls
         self._last = last
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
+        if not callable(method):
+            return method
 
         def call(*args: Any, **kwargs: Any) -> Any:
             done = method(*args, **kwargs)
@@ -76,8 +78,11 @@ def said(uri: str, experiment: str, spool: Spool) -> list[Record]:
 
 def deliver(spool: Spool, monkeypatch: pytest.MonkeyPatch, last: int | None) -> list[str]:
     calls: list[str] = []
-    real = MlflowClient
-    monkeypatch.setattr(opening, "MlflowClient", lambda **kwargs: MortalClient(real(**kwargs), calls, last))
+    real, repository = MlflowClient, uploads.get_artifact_repository
+    monkeypatch.setattr(opening, "MlflowClient", lambda **kwargs: Mortal(real(**kwargs), calls, last))
+    monkeypatch.setattr(
+        uploads, "get_artifact_repository", lambda uri, **kwargs: Mortal(repository(uri, **kwargs), calls, last)
+    )
     sender = delivery.Delivery(spool, own_process=False)
     try:
         while rows := spool.pending(9):  # Several rounds, so that a death falls between them, too.
@@ -87,6 +92,7 @@ def deliver(spool: Spool, monkeypatch: pytest.MonkeyPatch, last: int | None) -> 
         pass
     finally:
         monkeypatch.setattr(opening, "MlflowClient", real)
+        monkeypatch.setattr(uploads, "get_artifact_repository", repository)
     return calls
 
 
@@ -140,7 +146,8 @@ def test_a_sender_that_dies_after_any_call_is_succeeded_exactly(uri, tmp_path, m
     assert truth["status"] == "FINISHED"
     assert truth["model"][0].endswith("READY")
     assert truth["versions"] == [(1, True, True)]
-    assert {"create_run", "create_logged_model", "log_batch", "set_terminated"} <= set(calls)
+    uploaded = {"log_artifact", "log_artifacts"}
+    assert uploaded | {"create_run", "create_logged_model", "log_batch", "set_terminated"} <= set(calls)
     for last in range(1, len(calls) + 1):
         spool, experiment = fresh(f"dies-after-{last}")
         assert len(deliver(spool, monkeypatch, last)) == last
