@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import weakref
 from typing import Any
 
 from autolog import datasets, guard, signature
@@ -22,6 +23,10 @@ _BINNED = ("QuantileDMatrix", "ExtMemQuantileDMatrix")
 _CUT_COLUMNS = 2_000
 #: More columns than this make a schema that nobody reads and no store takes.
 _COLUMNS = 10_000
+
+#: What :func:`_content` found of matrices that are alive: their features cannot be changed, and looking at them takes
+#: as long as everything else that is said of a matrix.
+_contents: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 #: Feature types of XGBoost (``DMatrix.feature_types``) -> MLflow column types. XGBoost keeps all of them as float32,
 #: of which a double column takes more: MLflow refuses doubles for a float column.
@@ -81,22 +86,34 @@ def schema(matrix: Any) -> Schema | None:
 
 
 def _features(matrix: Any, rows: int, columns: int) -> str:
-    import numpy as np
-
     if rows == 0 or columns == 0:
         return ""
+    content = _contents.get(matrix)
+    if content is None:
+        content = _contents[matrix] = _content(matrix, rows, columns)
+    if rows <= _LABELS or type(matrix).__name__ in _BINNED:
+        return content
+    # Else they are looked at in all rows. These can be changed.
+    part = matrix.slice(_picked(rows, columns), allow_groups=True)
+    return content + _sample(part.get_label()) + _sample(part.get_weight())
+
+
+def _content(matrix: Any, rows: int, columns: int) -> str:
     if type(matrix).__name__ in _BINNED:
         if columns > _CUT_COLUMNS:
             return ""
         borders, cuts = matrix.get_quantile_cut()
         return _sample(borders) + _sample(cuts)
+    data = matrix.slice(_picked(rows, columns), allow_groups=True).get_data()
+    return _hash(b"".join(values.tobytes() for values in (data.indptr, data.indices, data.data)))
+
+
+def _picked(rows: int, columns: int) -> Any:
+    """Return the numbers of the rows whose features are looked at."""
+    import numpy as np
+
     number = min(rows, _ROWS, max(1, _PRESENT // columns))
-    picked = np.unique(np.linspace(0, rows - 1, number).astype(np.int32))
-    part = matrix.slice(picked, allow_groups=True)
-    data = part.get_data()
-    content = _hash(b"".join(values.tobytes() for values in (data.indptr, data.indices, data.data)))
-    # Else they are looked at in all rows.
-    return content if rows <= _LABELS else content + _sample(part.get_label()) + _sample(part.get_weight())
+    return np.unique(np.linspace(0, rows - 1, number).astype(np.int32))
 
 
 def _sample(values: Any) -> str:

@@ -88,13 +88,29 @@ def test_digest_covers_features(cancer, tmp_path, kind):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_digest_does_not_cost_more_for_more_rows():
+@pytest.mark.parametrize("rows", [100, 200_001])
+def test_digest_of_the_same_matrix_follows_what_can_be_changed_in_it(rows):
     from flavors.xgboost.matrices import describe
+
+    matrix = xgb.DMatrix(np.arange(rows, dtype="f4").reshape(-1, 1), np.zeros(rows))
+    first = describe(matrix, "x").digest
+    assert describe(matrix, "x").digest == first
+    matrix.set_label(np.ones(rows))
+    relabelled = describe(matrix, "x").digest
+    matrix.set_weight(np.full(rows, 0.5))
+    weighted = describe(matrix, "x").digest
+    matrix.feature_names = ["other"]
+    assert len({first, relabelled, weighted, describe(matrix, "x").digest}) == 4
+
+
+def test_digest_does_not_cost_more_for_more_rows():
+    from flavors.xgboost.matrices import _contents, describe
 
     def took(rows):
         matrix = xgb.DMatrix(np.zeros((rows, 20), dtype="f4"), np.zeros(rows))
         best = 1.0
         for _ in range(9):
+            _contents.clear()
             begun = time.thread_time()
             describe(matrix, "x")
             best = min(best, time.thread_time() - begun)
