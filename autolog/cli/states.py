@@ -78,9 +78,7 @@ def _left(folders: Sequence[Path]) -> int:
 
 
 def _backlog(folder: Path) -> int:
-    if not (folder / "spool.db").exists():
-        return 0  # Delivered, and deleted.
-    spool = Spool(folder)
+    spool = Spool(folder)  # Refused where it is delivered, and deleted.
     try:
         return spool.backlog()
     finally:

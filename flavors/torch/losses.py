@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +56,20 @@ _SUM = 2
 class Compiled:
     """Steps that torch.compile has compiled: nothing of them runs in Python but what is written here, by them.
 
-    stepped: whether one was made since losses were looked at; ever: whether any was; threads: how many keep losses.
+    stepped: whether one was made since losses were looked at; ever: whether any was; pending: of the threads that are
+    alive and keep losses.
     """
 
     def __init__(self) -> None:
         self.stepped = self.ever = False
-        self.threads = 0
+        self.pending: weakref.WeakSet[Pending] = weakref.WeakSet()
 
 
 class Pending:
     """The losses of one thread that no optimizer step has used yet, and the step under way."""
 
     __slots__ = (
+        "__weakref__",
         "_compiled",
         "_inside",
         "_looks",
@@ -99,7 +102,7 @@ class Pending:
         """tensor: ``torch.Tensor``; unused: see :attr:`_unused`; compiled: steps of all threads."""
         self._tensor = tensor
         self._compiled = compiled
-        compiled.threads += 1
+        compiled.pending.add(self)
         #: Whether some of :attr:`losses` come from inside of what is compiled, as may the step that uses them.
         self._inside = False
         #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
@@ -219,7 +222,7 @@ class Pending:
     def _forget_used(self) -> None:
         """Forget what a compiled step has used, and the loss functions that it came from."""
         # In which thread is not known.
-        if self._compiled.stepped and (self._inside or self._compiled.threads == 1):
+        if self._compiled.stepped and (self._inside or len(self._compiled.pending) == 1):
             self.clear()
             for known in (self.functions, self.made, self.whole):
                 known.clear()

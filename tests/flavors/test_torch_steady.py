@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from pathlib import Path
 
 import mlflow
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import autolog
 from autolog import Checkpoints
+from flavors.torch.losses import Compiled, Threads
 
 mse = nn.functional.mse_loss
 
@@ -27,6 +29,14 @@ def data(rows=12, seed=1):
 def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+@pytest.fixture
+def compiler():
+    """Leave nothing that a test compiled to the next one."""
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def steps(values):
@@ -355,6 +365,7 @@ def test_what_the_user_logs_each_epoch_is_not_mixed_with_ours(recorder):
     assert run.data.tags["autolog.logged_by_hand"] == '["train_eval_loss"]'
 
 
+@pytest.mark.usefixtures("compiler")
 def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
     """It may leave them to Python, too, as it does on Python 3.13: then they are recorded."""
     recorder.start()
@@ -378,10 +389,9 @@ def test_steps_that_torch_compile_has_swallowed_are_said_once(recorder, caplog):
     assert swallowed or sys.version_info >= (3, 13)
     assert caplog.text.count("torch.compile has compiled its step()") == swallowed
     assert [recorder.history(run, "loss") for run in recorder.runs()] == ([] if swallowed else [[*enumerate(losses)]])
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
 
 
+@pytest.mark.usefixtures("compiler")
 def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recorder, caplog):
     """Its backwards are left to Python all the same; the optimizer keeps no state by which its steps could be told."""
     recorder.start()
@@ -415,10 +425,9 @@ def test_losses_of_steps_that_torch_compile_has_swallowed_are_nobody_elses(recor
     told = {**theirs, "shown": losses}
     assert found == {key: [*enumerate(values)] for key, values in told.items()}
     assert caplog.text.count("torch.compile has compiled its step()") == swallowed
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.skipif(not hasattr(eval_frame, "set_code_exec_strategy"), reason="this torch cannot be told")
 def test_losses_of_what_torch_compile_has_compiled_up_to_the_step(recorder):
     """Forward and backward in it, the step outside: a backward is never compiled, and is left to Python."""
@@ -440,10 +449,9 @@ def test_losses_of_what_torch_compile_has_compiled_up_to_the_step(recorder):
         optimizer.step()
     autolog.disable()
     assert recorder.history(recorder.run(), "loss") == [*enumerate(losses)]
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.skipif(not hasattr(eval_frame, "set_code_exec_strategy"), reason="this torch cannot be told")
 def test_torch_compile_looks_into_nothing_that_records(recorder):
     """Of what it compiles it follows all Python: into the writer and the reading of bytecode, for seconds."""
@@ -469,5 +477,14 @@ def test_torch_compile_looks_into_nothing_that_records(recorder):
     ours = {file.name for file in files if file.match("autolog/*.py") or file.match("flavors/torch/*.py")}
     assert "flavor.py" in ours  # What stands in front of torch's own functions is followed.
     assert not ours & {"guard.py", "passes.py", "recorder.py", "training.py", "run.py", "writer.py", "patching.py"}
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+
+
+def test_losses_kept_by_threads_that_are_gone_are_nobodys():
+    compiled = Compiled()
+    threads = Threads(torch.Tensor, lambda: False, compiled)
+    mine = threads.pending
+    thread = threading.Thread(target=lambda: threads.pending)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert set(compiled.pending) == {mine}
