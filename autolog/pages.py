@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.transforms import Transform
@@ -167,7 +168,7 @@ class Page:
             va="center" if middle else "baseline",
             rotation=90.0 if upright else 0.0,
             rotation_mode="anchor",
-            **plain(line),
+            **_plain(line),
         )
         box = text.get_window_extent(self.canvas.get_renderer())  # type: ignore[no-untyped-call]
         return float(box.height if upright else box.width) / _DPI
@@ -190,7 +191,7 @@ class Page:
         """Name what has a label."""
         legend = self.axes.legend(frameon=False, fontsize=8, **where)
         for text in legend.get_texts():
-            text.set(**plain(text.get_text()))
+            text.set(**_plain(text.get_text()))
 
     def key(self, lines: Sequence[tuple[str, str]], *, corner: str) -> None:
         """Write texts, each with its color, into a corner, such as "upper left": in a tenth of the time of a legend."""
@@ -276,10 +277,15 @@ class Page:
         share = letters[: under.shape[0], : under.shape[1], None]
         under[:] = under + (_rgb(line.color) - under) * share
 
+    def _painted(self) -> list[Artist]:
+        """Return what was painted on the axes, a legend apart."""
+        axes = self.axes
+        return [*axes.lines, *axes.collections, *axes.patches, *axes.texts, *axes.images]
+
     def _wipe(self) -> None:
         self._lines.clear()
         axes = self.axes
-        for artist in (*axes.lines, *axes.collections, *axes.patches, *axes.texts, *axes.images):
+        for artist in self._painted():
             artist.remove()
         legend = axes.get_legend()
         if legend is not None:
@@ -291,7 +297,7 @@ class Page:
     def _draw_on_the_same_axes(self) -> None:
         """Draw what was painted on a copy of the empty axes, whose ticks take half the time of a picture."""
         axes = self.axes
-        painted = [*axes.lines, *axes.collections, *axes.patches, *axes.texts, *axes.images]
+        painted = self._painted()
         if self._empty is None:
             for artist in painted:
                 artist.set_visible(False)
@@ -305,7 +311,7 @@ class Page:
             axes.draw_artist(artist)
 
 
-def plain(text: str) -> dict[str, Any]:
+def _plain(text: str) -> dict[str, Any]:
     """Return how matplotlib draws a text of the user's: a dollar sign in it is no formula, and it may need a font."""
     return {"parse_math": False, "fontfamily": "DejaVu Sans" if text.isascii() else _fonts()}
 
