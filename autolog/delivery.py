@@ -275,7 +275,9 @@ class Delivery:
             if batch.full:
                 self._flush(record.run, rest=False)
             return
-        if not isinstance(record, _BESIDE):
+        beside = isinstance(record, _BESIDE) or (isinstance(record, ModelFiles) and self._models.quick(record))
+        # What was tried before may have failed at files, whose place can be away while the store is not.
+        if uncertain or not beside:
             self._flush(record.run)
         handler = self._HANDLERS[type(record)]
         # Only a derivation sends points itself; whether they may have been sent before is known here.

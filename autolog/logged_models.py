@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from autolog.registry import load_flavor
 from autolog.spool import Spool
 from autolog.uris import is_file_store
 
+#: Bytes of a model's files, and seconds that a flavor took to complete the last ones, up to which they are quick.
+QUICK_BYTES, QUICK_SECONDS = 16 * 1024, 0.05
 #: The tag by which a model that was created just before a crash is found again.
 MODEL_KEY = "autolog.model"
 
@@ -33,6 +37,8 @@ class LoggedModels:
         self._spool = spool
         self._me = me
         self._client = client
+        #: Flavor -> seconds that completing a model's files took it the last time.
+        self._finishing: dict[str, float] = {}
 
     def declare(self, record: DeclareModel, client: MlflowClient, run_id: str, run: Mapping[str, str]) -> None:
         """Create the model and link it to its run.
@@ -65,6 +71,19 @@ class LoggedModels:
         if not linked:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, record.step)])
         self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
+
+    def quick(self, record: ModelFiles) -> bool:
+        """Return whether the numbers of the run can be sent after the model's files: these take no longer than a request
+        or two, and nothing of the run is looked up for the model.
+        """
+        known = self._spool.lookup(f"model:{record.model}")
+        if known is not None and "metrics_since" in known.detail:
+            return False
+        flavor = record.package.get("finish")
+        if flavor and self._finishing.get(flavor, math.inf) > QUICK_SECONDS:
+            return False
+        files = (self._spool.blobs / record.blob).rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file()) <= QUICK_BYTES
 
     def files(self, record: ModelFiles, batches: RunBatches) -> None:
         """Complete the model's files, upload them and close it as READY; batches: sends metrics of its run.
@@ -101,7 +120,9 @@ class LoggedModels:
         flavor = record.package.get("finish")
         if not flavor:
             return record.package
+        began = time.perf_counter()
         done = guard.attempt(lambda: load_flavor(flavor).finish_model(folder, record.package))
+        self._finishing[flavor] = time.perf_counter() - began
         if done.value is None:
             # Said once, however many checkpoints it is true of.
             why = reason(done.error or TypeError("nothing was returned"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,25 @@ def compose(folder: Path, package: Mapping[str, Any], *, model_id: str, run_id: 
     model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     requirements = [f"mlflow=={mlflow.__version__}", *package["requirements"]]
     (folder / "requirements.txt").write_text("\n".join(requirements))
-    conda = _mlflow_conda_env(additional_pip_deps=requirements, install_mlflow=False)
-    with (folder / "conda.yaml").open("w") as file:
-        yaml.safe_dump(conda, file, default_flow_style=False)
+    (folder / "conda.yaml").write_text(_conda(tuple(requirements)))
     _PythonEnv(
         python=package["python"],
-        build_dependencies=_PythonEnv.get_current_build_dependencies(),
+        build_dependencies=list(_build_dependencies()),
         dependencies=["-r requirements.txt"],
     ).to_yaml(str(folder / "python_env.yaml"))
     model.save(str(folder / "MLmodel"))
+
+
+@lru_cache(maxsize=64)
+def _conda(requirements: tuple[str, ...]) -> str:
+    """Return ``conda.yaml``, which is the same for all checkpoints of a training."""
+    conda = _mlflow_conda_env(additional_pip_deps=list(requirements), install_mlflow=False)
+    return str(yaml.safe_dump(conda, default_flow_style=False))
+
+
+@cache
+def _build_dependencies() -> tuple[str, ...]:
+    return tuple(_PythonEnv.get_current_build_dependencies())
 
 
 def _example(stored: Mapping[str, Any]) -> Any:

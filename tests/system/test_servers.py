@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.server.auth.client import AuthServiceClient
-from proxy import Answer, Proxy, Request
+from proxy import RESET, Answer, Proxy, Request
 from servers import ADMIN, PASSWORD
 
 from autolog.batches import MOST_PARAMS
@@ -82,13 +82,24 @@ class Said:
         )
         return key
 
-    def model(self, key: str) -> list[Record]:
+    def model(self, key: str, size: int = 300_000) -> list[Record]:
         model = uuid.uuid4().hex
         spool = Spool(self.folder)
-        snapshot = ModelSnapshot("sklearn", {"pickled_model": "model.pkl"}, {"model.pkl": b"x" * 300_000})
+        snapshot = ModelSnapshot("sklearn", {"pickled_model": "model.pkl"}, {"model.pkl": b"x" * size})
         package = snapshot.write(spool.blobs / model)
         spool.close()
         return [DeclareModel(key, model, "model", 3, {}, {}), ModelFiles(key, model, model, package)]
+
+    def training(self, uri: str, experiment: str, size: int) -> str:
+        """Say a run with some steps of `loss`, a model of `size` bytes, and one step after it."""
+        key = uuid.uuid4().hex
+        self.says(
+            OpenRun(key, now(), uri, experiment, None, str(self.folder)),
+            *(Points(key, step, now(), {"loss": step / 2}) for step in range(5)),
+            *self.model(key, size),
+            Points(key, 5, now(), {"loss": 2.5}),
+        )
+        return key
 
     def deliver(self, patience: float = 10.0) -> bool:
         return deliver(self.folder, SyncHost(), patience=patience)
@@ -260,6 +271,32 @@ def test_files_are_looked_for_once_a_round(server, proxy, said, experiment) -> N
     (run,) = runs_of(server.uri, experiment)
     found = MlflowClient(tracking_uri=server.uri).list_artifacts(run.info.run_id)
     assert {(item.path, item.file_size) for item in found} == {*((f"{i}.txt", i) for i in range(1, 6)), ("below", None)}
+
+
+@pytest.mark.parametrize(("size", "requests"), [(300, 1), (300_000, 2)])
+def test_numbers_around_a_small_model_are_one_request(server, proxy, said, experiment, size, requests) -> None:
+    key = said.training(proxy.uri, experiment, size)
+    said.says(EndRun(key, "FINISHED", now()))
+    assert said.deliver()
+    sent = [json.loads(request.body) for request in proxy.requests if request.path.endswith("/runs/log-batch")]
+    assert len(sent) == requests
+    (run,) = runs_of(server.uri, experiment)
+    assert (run.info.status, steps_of(server.uri, run)) == ("FINISHED", [*WHOLE, (5, 2.5)])
+    (model,) = MlflowClient(tracking_uri=server.uri).search_logged_models([run.info.experiment_id])
+    assert model.status == "READY"
+
+
+def test_numbers_do_not_wait_for_files_whose_place_is_away(server, proxy, said, experiment) -> None:
+    proxy.fault = lambda request: RESET if "/mlflow-artifacts/" in request.path else None
+    said.training(proxy.uri, experiment, 300)
+    assert not said.deliver(patience=1.0)
+    (run,) = runs_of(server.uri, experiment)
+    assert steps_of(server.uri, run) == WHOLE
+    proxy.heal()
+    assert said.deliver()
+    assert steps_of(server.uri, run) == [*WHOLE, (5, 2.5)]
+    (model,) = MlflowClient(tracking_uri=server.uri).search_logged_models([run.info.experiment_id])
+    assert model.status == "READY"
 
 
 def test_retry_after_is_honoured(server, proxy, said, experiment) -> None:
