@@ -69,7 +69,8 @@ class Names:
 class RunBatches:
     """Sends the batches of one run.
 
-    files: takes parameters that are too long or too many. lost: takes what the store refuses for good, and the error.
+    files: takes parameters that are too long or too many. keeps_once: whether the store has a point once that is sent
+    twice, as SQL stores do. lost: takes what the store refuses for good, and the error.
     said: takes what people should know.
     """
 
@@ -79,12 +80,14 @@ class RunBatches:
         run_id: str,
         files: RunFiles,
         *,
+        keeps_once: bool,
         lost: Callable[[str, BaseException], None],
         said: Callable[[str], None],
     ) -> None:
         self._client = client
         self._run_id = run_id
         self._files = files
+        self._keeps_once = keeps_once
         self._lost = lost
         self._said = said
         self._params: set[str] = set()
@@ -99,7 +102,7 @@ class RunBatches:
         """
         # First: metrics name the datasets that they belong to.
         self._log_inputs(batch.datasets)
-        metrics = self._unsent(batch.metrics) if batch.uncertain else batch.metrics
+        metrics = self._unsent(batch)
         params = self._fit(batch.params)
         tags = [RunTag(clean_key(k), cut(clean_text(v), TAG_LIMIT)) for k, v in batch.tags.items()]
         while params or tags or (metrics if rest else len(metrics) >= BATCH_METRICS):
@@ -165,13 +168,38 @@ class RunBatches:
             raise RunGoneError(self._run_id)
         return sent.error
 
-    def _unsent(self, metrics: list[Metric]) -> list[Metric]:
-        held: dict[str, set[tuple[int, int, str]]] = {}
-        for key in {metric.key for metric in metrics}:
-            history = self._client.get_metric_history(self._run_id, key)
-            held[key] = {(point.timestamp, point.step, repr(float(point.value))) for point in history}
-        # MLflow stores infinities as the largest float.
-        return [m for m in metrics if (m.timestamp, m.step, repr(_as_stored(m.value))) not in held[m.key]]
+    def _unsent(self, batch: Batch) -> list[Metric]:
+        """Return what the store lacks of the metrics of `batch`.
+
+        A point of a model's is often one that its run has already, which is then said again with the model: SQL stores
+        keep it once and link it, but only after they have tried to take all that comes with it.
+        """
+        linked = {metric.model_id: set[_Point]() for metric in batch.metrics if metric.model_id}
+        if not linked and not batch.uncertain:
+            return batch.metrics
+        again = {_point(metric) for metric in batch.metrics if metric.model_id}
+        metrics = [metric for metric in batch.metrics if metric.model_id or _point(metric) not in again]
+        if self._keeps_once and not batch.uncertain:
+            return metrics
+        held = set[_Point]()
+        for key in {metric.key for metric in metrics if batch.uncertain or metric.model_id}:
+            held.update(_point(metric) for metric in self._client.get_metric_history(self._run_id, key))
+        for model, points in linked.items():
+            points.update(_point(metric) for metric in self._client.get_logged_model(model).metrics or ())
+        unsent = []
+        for metric in metrics:
+            point = _point(metric)
+            if point not in held:
+                unsent.append(metric)
+            elif metric.model_id and point not in linked[metric.model_id]:
+                if self._keeps_once:
+                    unsent.append(metric)
+                elif not batch.uncertain:  # Else it may be linked already: a file store shows the last link only.
+                    self._said(
+                        "some metrics are of their runs only and not of their models, as a file store would keep them "
+                        "twice; a store on SQLite does not: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+                    )
+        return unsent
 
     def _fit(self, params: dict[str, str]) -> list[Param]:
         params = {clean_text(k): clean_text(v) for k, v in params.items()}
@@ -235,6 +263,15 @@ def clean_key(key: str) -> str:
 def cut(text: str, limit: int) -> str:
     """Return `text`, or as much of it as `limit` characters hold, marked by an ellipsis."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+#: What points differ in: key, time, step, value.
+_Point = tuple[str, int, int, str]
+
+
+def _point(metric: Metric) -> _Point:
+    # MLflow stores infinities as the largest float.
+    return metric.key, metric.timestamp, metric.step, repr(_as_stored(metric.value))
 
 
 def _as_stored(value: float) -> float:

@@ -484,7 +484,14 @@ class Delivery:
         sender = self._senders.get(run_id)
         if sender is None:
             files = self._files_of(client, run_id, detail)
-            sender = self._senders[run_id] = RunBatches(client, run_id, files, lost=self._lost, said=self._limit)
+            sender = self._senders[run_id] = RunBatches(
+                client,
+                run_id,
+                files,
+                keeps_once=not is_file_store(detail["uri"]),
+                lost=self._lost,
+                said=self._limit,
+            )
         return sender
 
     def _files_of(self, client: MlflowClient, run_id: str, detail: Mapping[str, str]) -> RunFiles:

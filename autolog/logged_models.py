@@ -73,8 +73,9 @@ class LoggedModels:
         self._spool.bind(key, model_id, self._me, {**detail, "state": "declared"})
 
     def quick(self, record: ModelFiles) -> bool:
-        """Return whether the numbers of the run can be sent after the model's files: these take no longer than a request
-        or two, and nothing of the run is looked up for the model.
+        """Return whether numbers of the run can be sent after the model's files.
+
+        These take no longer than a request or two then, and nothing of the run is looked up for the model.
         """
         known = self._spool.lookup(f"model:{record.model}")
         if known is not None and "metrics_since" in known.detail:

@@ -71,6 +71,10 @@ def said(uri: str, experiment: str, spool: Spool) -> list[Record]:
         Text(run, "note.txt", "hello"),
         DeclareModel(run, model, "model", 3, {"a": "1"}, {}, register_as=f"{experiment}-registered"),
         Points(run, 40, at + 40, {"score": 0.5, "loss": 1.0}, model, ("X", "12345678")),
+        # A point of the model that the run has already, and one that comes for both at the same time.
+        Points(run, 39, at + 39, {"loss": 13.0}, model, ("X", "12345678")),
+        Points(run, 41, at + 41, {"loss": 2.0}),
+        Points(run, 41, at + 41, {"loss": 2.0}, model, ("X", "12345678")),
         ModelFiles(run, model, model, package),
         EndRun(run, "FINISHED", at + 1000),
     ]
@@ -139,12 +143,18 @@ def test_a_sender_that_dies_after_any_call_is_succeeded_exactly(uri, tmp_path, m
 
     spool, experiment = fresh("whole")
     calls = deliver(spool, monkeypatch, None)
+    problems = spool.problems()
     spool.close()
     truth = state(uri, experiment)
-    assert truth["loss"] == [(step, step / 3) for step in range(40)] + [(40, 1.0)]
+    assert truth["loss"] == [(step, step / 3) for step in range(40)] + [(40, 1.0), (41, 2.0)]
     assert truth["score"] == [(40, 0.5)]
     assert truth["status"] == "FINISHED"
-    assert truth["model"][0].endswith("READY")
+    status, of_model, _ = truth["model"]
+    assert status.endswith("READY")
+    # A file store shows the last point of each metric of a model, and cannot link one that the run has already.
+    before = [] if uri.startswith("file:") else [("loss", 39, 13.0), ("loss", 40, 1.0)]
+    assert of_model == [*before, ("loss", 41, 2.0), ("score", 40, 0.5)]
+    assert [kind for _, kind, _ in problems] == (["limit"] if uri.startswith("file:") else [])
     assert truth["versions"] == [(1, True, True)]
     uploaded = {"log_artifact", "log_artifacts"}
     assert uploaded | {"create_run", "create_logged_model", "log_batch", "set_terminated"} <= set(calls)
