@@ -22,15 +22,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from autolog import guard, patching, runtime, scope
+from autolog import guard, patching, runtime
 from autolog.flavor import Flavor
-from flavors.torch import evaluation, models, optimizers, shapes, transformers
+from flavors.torch import evaluation, hot, models, optimizers, shapes, transformers
 from flavors.torch.harvest import Harvest
 from flavors.torch.lightning import CONNECTORS, patch_connector
 from flavors.torch.optimizers import Origin
 from flavors.torch.passes import Pass
 from flavors.torch.recorder import Recorder
-from flavors.torch.series import Series
 
 
 class TorchFlavor(Flavor):
@@ -55,40 +54,7 @@ class TorchFlavor(Flavor):
         wrapped_step = Optimizer.profile_hook_step(lambda: None).__code__
         recorder = self._recorder = self._recorder or Recorder(wrapped_step)
 
-        compiling = module.compiler.is_dynamo_compiling
-        threads, compiled = recorder.threads, recorder.compiled
-        after_step, again, run = recorder.after_step, Series.step, guard.run
-        mutes, muted = scope.mutes, scope.is_muted
-
-        # Each step: as little as can be, and nothing that could raise, outside of guard.run.
-        def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if compiling():
-                # All that is compiled along with the step.
-                compiled.stepped = compiled.ever = True
-                return
-            pending = threads.pending
-            if pending.depth or len(args) != 1 or kwargs:
-                run("note an optimizer step", recorder.before_step, optimizer, pending)
-            else:
-                pending.depth = 1
-                pending.stepping = id(optimizer)
-
-        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if compiling():
-                return
-            pending = threads.pending
-            if pending.depth > 1:
-                pending.depth -= 1
-                return
-            pending.depth = 0
-            if runtime.enabled and not (mutes and muted()):
-                series = pending.series
-                if series is None or not run("record an optimizer step", again, series, optimizer, pending):
-                    run("record an optimizer step", after_step, optimizer, pending)
-                    pending.searching = False
-            else:
-                pending.clear()
-
+        before, after = hot.step_hooks(module, recorder)
         self.on_unpatch(register_optimizer_step_pre_hook(before).remove)
         self.on_unpatch(register_optimizer_step_post_hook(after).remove)
         self._leave_untraced(before, after)
@@ -130,63 +96,7 @@ class TorchFlavor(Flavor):
 
     def _patch_backward(self, torch: Any, recorder: Recorder) -> None:
         original = torch.autograd.backward
-        compiling = torch.compiler.is_dynamo_compiling
-        inside_backward = torch._C._current_graph_task_id
-        tensor_backward = torch.Tensor.backward.__code__
-        # Not before torch 2.7.
-        looked_at = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
-        threads = recorder.threads
-        mutes, muted = scope.mutes, scope.is_muted
-        run, frame_at, tensor_class = guard.run, sys._getframe, torch.Tensor
-
-        @functools.wraps(original)
-        def backward(
-            tensors: Any,
-            grad_tensors: Any = None,
-            retain_graph: Any = None,
-            create_graph: Any = False,
-            grad_variables: Any = None,
-            inputs: Any = None,
-        ) -> None:
-            # Weighted outputs are no loss.
-            if (
-                compiling()
-                or grad_tensors is not None
-                or grad_variables is not None
-                or not runtime.enabled
-                or (mutes and muted())
-            ):
-                original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-                return
-            pending = threads.pending
-            series = pending.series
-            kept = 0
-            # In front of it, since it frees the graph. A backward inside a backward recomputes activations; that is
-            # never at a line that is known for its losses.
-            if (
-                series is not None
-                and series.kept is None
-                and not pending.count
-                and type(tensors) is tensor_class
-                and tensors.is_cpu
-            ):
-                try:
-                    caller = frame_at(2)
-                    if caller.f_lasti == series.offset and caller.f_code is series.code:
-                        # The only loss of a step is what it is, divided or not, so its graph need not be looked at.
-                        series.kept = tensors.item()
-                        kept = 1
-                except (ValueError, RuntimeError):
-                    pass  # Nobody called who called this; or it has several elements.
-            if not kept and inside_backward() == -1:
-                inside = looked_at() is not None
-                kept = run("record a loss", pending.see, tensors, frame_at(1), tensor_backward, inside=inside) or 0
-            try:
-                original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-            except BaseException:
-                pending.forget(kept)
-                raise
-
+        backward = hot.backward_in_place_of(original, torch, recorder)
         self._replace(torch.autograd, "backward", original, backward)
         self._rebind({id(original): (original, backward)})
         self._leave_untraced(backward)

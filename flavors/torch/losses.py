@@ -93,6 +93,7 @@ class Pending:
         "series",
         "stepped",
         "stepping",
+        "thread",
         "training",
         "unscaled",
         "whole",
@@ -103,6 +104,8 @@ class Pending:
         self._tensor = tensor
         self._compiled = compiled
         compiled.pending.add(self)
+        #: Whose it is; 0 once that thread has ended.
+        self.thread = threading.get_ident()
         #: Whether some of :attr:`losses` come from inside of what is compiled, as may the step that uses them.
         self._inside = False
         #: Whether no optimizer that is still to make its first step in this thread has gradients to step with.
@@ -345,11 +348,34 @@ class Pending:
         return found
 
 
-class Threads(threading.local):
-    """Each thread's :class:`Pending`; arguments as it has them."""
+class Recent:
+    """What the thread has pending that asked last: found by a comparison, where a ``threading.local`` is slow."""
 
-    def __init__(self, tensor: Any, unused: Callable[[], bool], compiled: Compiled) -> None:
+    __slots__ = ("pending",)
+
+    def __init__(self) -> None:
+        self.pending: Pending | None = None
+
+
+class Threads(threading.local):
+    """Each thread's :class:`Pending`; arguments as it has them. recent: where it may be found besides."""
+
+    def __init__(self, tensor: Any, unused: Callable[[], bool], compiled: Compiled, recent: Recent) -> None:
         self.pending = Pending(tensor, unused, compiled)
+        self._end = _End(self.pending, recent)
+
+
+class _End:
+    """Goes with its thread: another may get the same number."""
+
+    def __init__(self, pending: Pending, recent: Recent) -> None:
+        self._pending = pending
+        self._recent = recent
+
+    def __del__(self) -> None:
+        self._pending.thread = 0
+        if self._recent.pending is self._pending:
+            self._recent.pending = None
 
 
 def _later(tensor: Any) -> Any:

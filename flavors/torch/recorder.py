@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolog import guard, patching, runtime, scope
 from flavors.torch import models, transformers, unwinding
-from flavors.torch.losses import Compiled, Pending, Threads
+from flavors.torch.losses import Compiled, Pending, Recent, Threads
 from flavors.torch.optimizers import Entry, Origin, Registry
 from flavors.torch.passes import Passes
 from flavors.torch.sites import find
@@ -34,7 +34,8 @@ class Recorder:
         self._tensor = torch.Tensor
         self.registry = Registry(self._died)
         self.compiled = Compiled()
-        self.threads = Threads(torch.Tensor, self.registry.unused, self.compiled)
+        self.recent = Recent()
+        self.threads = Threads(torch.Tensor, self.registry.unused, self.compiled, self.recent)
         self.passes = Passes(self.threads)
         self._trainings: list[Training] = []
 

@@ -1,9 +1,8 @@
 """The numbers of consecutive updates of one optimizer, in one flat list that another thread picks up.
 
-Between two updates the training's own code and data have pushed ours out of the processor's caches, so that each thing
-touched (a function, an object, a call into torch) costs ten times what it costs in a loop by itself. In the steady
-state, where each update is like the last, all that is needed stands in one object, and an update is one call that
-extends a list by its numbers and its time: no record, no dict and no lock. No other thread sees a part of a row.
+In the steady state, where each update is like the last, all that is needed stands in one object, and an update extends
+a list by its numbers and its time: no record, no dict and no lock. No other thread sees a part of a row. See
+:mod:`flavors.torch.hot` for why.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ class Series:
     """
 
     __slots__ = (
-        "_due",
         "_first",
-        "_left",
         "_run",
         "block",
         "code",
         "counted",
+        "due",
         "kept",
+        "left",
         "names",
         "number",
         "offset",
         "rows",
+        "short",
         "site",
         "width",
     )
@@ -49,6 +49,8 @@ class Series:
         self._run = run
         self.names = tuple(names)
         self.width = len(self.names) + 1
+        #: Whether it is of one loss and one learning rate: where `number` is not 0, each update has one loss.
+        self.short = self.width == 3
         #: What is under way to the other thread; None where nothing is.
         self.block: Block | None = None
         self.rows: list[Any] = []
@@ -62,8 +64,8 @@ class Series:
         self.code: CodeType | None = None
         self.offset = -1
         #: Until when, in milliseconds, and for how many updates there is nothing to do but to add a row.
-        self._due = 0.0
-        self._left: int | None = None
+        self.due = 0.0
+        self.left: int | None = None
         #: The loss at :attr:`site`, where that is all that was differentiated since the last step.
         self.kept: float | None = None
 
@@ -71,7 +73,7 @@ class Series:
 
     def expect(self, number: int, site: Site, due: float, left: int | None) -> None:
         """Say that the next updates of optimizer `number` are like the last, until `due` or so many updates later."""
-        self.number, self.site, self._due, self._left = number, site, due, left
+        self.number, self.site, self.due, self.left = number, site, due, left
         self.code, self.offset = (site.code, site.offset) if site.direct else (None, -1)
 
     def expect_nothing(self) -> None:
@@ -80,39 +82,35 @@ class Series:
 
     def look_soon(self) -> None:
         """Say that there is more to do at the next update."""
-        self._due = 0.0
+        self.due = 0.0
 
     def step(self, optimizer: Any, pending: Pending) -> bool:
-        """Record an update like the last: one loss, learning rates, perhaps a norm; return False where it is not."""
+        """Record an update like the last: one loss, learning rates, perhaps a norm; return False where it is not.
+
+        What it does for one loss and one learning rate stands in :func:`flavors.torch.hot.step_hooks` once more.
+        """
         loss = self.kept
         if loss is None or self.number != pending.stepping:
             return False
         at = time_ns() // 1_000_000
-        if at >= self._due:
+        if at >= self.due:
             return False
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 1:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 1:
                 return False
-        groups = optimizer.param_groups
-        if self.width == 3 and len(groups) == 1 and pending.clipped is None:
-            rate = groups[0].get("lr")
-            if type(rate) is not float:
-                return False
-            self.rows.extend((loss, rate, at))
-        else:
-            row = [loss, *[group.get("lr") for group in groups]]
-            norm = pending.clipped
-            if norm is not None and norm.is_cpu:
-                row.append(norm.item())
-            if len(row) + 1 != self.width or not all(type(value) is float for value in row):
-                return False
-            pending.clipped = None
-            self.rows.extend((*row, at))
+        row = [loss, *[group.get("lr") for group in optimizer.param_groups]]
+        norm = pending.clipped
+        if norm is not None and norm.is_cpu:
+            row.append(norm.item())
+        if len(row) + 1 != self.width or not all(type(value) is float for value in row):
+            return False
+        pending.clipped = None
+        self.rows.extend((*row, at))
         self.kept = None
         block = self.block
         if block is None or block.taken is not None:
-            self._go_on()
+            self.go_on()
         pending.stepped += 1
         return True
 
@@ -133,7 +131,7 @@ class Series:
         """Record the row of step :attr:`next`: the values in the order of :attr:`names`, and the time."""
         self.rows.extend(row)
         if self.block is None or self.block.taken is not None:
-            self._go_on()
+            self.go_on()
 
     def uncounted(self) -> list[float]:
         """Return the first value of each row since the last call; rows are kept until then."""
@@ -145,9 +143,9 @@ class Series:
         """Have every row taken: the last may have come while the block was closed on the other side."""
         if self.block is not None:
             self.block.take()
-            self._go_on()
+            self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """Begin a block with what the last one has not taken.
 
         In a new list, so that what is recorded and counted is let go of, all but the last row.

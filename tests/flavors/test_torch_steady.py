@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import autolog
 from autolog import Checkpoints
-from flavors.torch.losses import Compiled, Threads
+from flavors.torch.losses import Compiled, Recent, Threads
 
 mse = nn.functional.mse_loss
 
@@ -481,10 +481,21 @@ def test_torch_compile_looks_into_nothing_that_records(recorder):
 
 def test_losses_kept_by_threads_that_are_gone_are_nobodys():
     compiled = Compiled()
-    threads = Threads(torch.Tensor, lambda: False, compiled)
+    recent = Recent()
+    threads = Threads(torch.Tensor, lambda: False, compiled, recent)
     mine = threads.pending
-    thread = threading.Thread(target=lambda: threads.pending)
+    assert mine.thread == threading.get_ident()
+    kept = []
+
+    def other():
+        kept.append(threads.pending)
+        recent.pending = kept[0]
+
+    thread = threading.Thread(target=other)
     thread.start()
     thread.join()
+    # Another thread may get its number, also while somebody still knows what it had.
+    assert (kept[0].thread, recent.pending) == (0, None)
+    kept.clear()
     gc.collect()
     assert set(compiled.pending) == {mine}
