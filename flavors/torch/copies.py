@@ -1,8 +1,8 @@
 """Copies that the training thread makes: tensors into host memory that is used again, modules without their tensors.
 
-A copy into fresh memory takes longer than one into memory that has been written before, since the operating system has
-to provide each page: see :mod:`flavors.torch.memory`. And ``copy.deepcopy`` of a module takes 40 us for each layer;
-most of what it looks at is empty or cannot change.
+A copy into fresh memory takes three times as long as one into memory that has been written before, since the operating
+system has to provide each page. And ``copy.deepcopy`` of a module takes 40 us for each layer; most of what it looks
+at is empty or cannot change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from flavors.torch.memory import LargePages
 from flavors.torch.models import unwrap
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ class Shadow:
 
     def __init__(self) -> None:
         self._slots: list[_Slot] = []
-        self._pages = LargePages()
         self._used = 0
         self._pairs: dict[bool, tuple[list[Tensor], list[Tensor]]] = {}
         self._storages: dict[int, Any] = {}
@@ -99,9 +97,7 @@ class Shadow:
         if slot.kind != kind:
             slot.kind = kind
             slot.seen = None
-            slot.buffer = None if values.is_cuda else self._pages.like(values)
-            if slot.buffer is None:
-                slot.buffer = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+            slot.buffer = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
         assert slot.buffer is not None
         if parameter is not None and values.is_cpu and not parameter.requires_grad:
             if slot.unchanged(parameter):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-import mmap
-import re
 import statistics
 import threading
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -23,7 +20,6 @@ from autolog import Checkpoints, guard
 from autolog.checkpoints import Schedule, Shelf
 from flavors.torch import copies, snapshots
 from flavors.torch.copies import Shadow
-from flavors.torch.memory import LARGE
 
 mse = nn.functional.mse_loss
 
@@ -167,59 +163,6 @@ def test_memory_is_used_again():
     model, shadow = net(), Shadow()
     first = [p.data_ptr() for p in copied(model, shadow).parameters()]
     assert [p.data_ptr() for p in copied(model, shadow).parameters()] == first
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
-def test_large_tensors_are_copied_into_large_pages(tmp_path):
-    torch.manual_seed(0)
-    values = {
-        "channels_last": torch.randn(8, 64, 32, 32).to(memory_format=torch.channels_last),
-        "transposed": torch.randn(700, 600).t(),
-        "half": torch.randn(1024, 1024).to(torch.bfloat16),
-        "complex": torch.randn(400, 400, dtype=torch.complex64),
-        "counts": torch.arange(LARGE // 8),
-        "more than is reserved at once": torch.ones(17 * 2**20),
-        "one for all": torch.ones(1, 1).expand(1024, 1024),
-        "small": torch.randn(10),
-    }
-    shadow = Shadow()
-    shadow.begin(values.values())
-    made = {name: shadow.copy(value) for name, value in values.items()}
-    shadow.finish()
-    smaps = Path("/proc/self/smaps").read_text()
-    mapped = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", smaps, re.MULTILINE)
-    places = [(int(low, 16), int(high, 16)) for low, high in mapped]
-    flags = re.findall(r"^VmFlags:(.*)", smaps, re.MULTILINE)
-    for name, value in values.items():
-        copied = made[name]
-        like = torch.empty_like(value, device="cpu")
-        assert torch.equal(copied, value) and copied.dtype == value.dtype and copied.stride() == like.stride(), name
-        assert copied.data_ptr() % 64 == 0 and not copied._is_view()
-        assert copied.untyped_storage().nbytes() == like.untyped_storage().nbytes()  # It is saved whole.
-        within = next(i for i, (low, high) in enumerate(places) if low <= copied.data_ptr() < high)
-        assert (" hg" in flags[within]) is (name != "small"), name
-    torch.save(made["half"], tmp_path / "half.pt")
-    assert (tmp_path / "half.pt").stat().st_size < values["half"].nbytes + 10_000
-    assert torch.equal(torch.load(tmp_path / "half.pt"), values["half"])
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
-def test_large_pages_go_with_what_is_in_them():
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-    value = torch.ones(50 * 2**20 // 4)
-    before = resident()
-    shadow = Shadow()
-    shadow.begin([value])
-    made = shadow.copy(value)
-    shadow.finish()
-    assert resident() - before > 45 * 2**20
-    del shadow
-    assert made[-1] == 1 and resident() - before > 45 * 2**20
-    del made
-    gc.collect()
-    assert resident() - before < 5 * 2**20
 
 
 def frozen():
