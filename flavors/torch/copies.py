@@ -1,8 +1,9 @@
 """Copies that the training thread makes: tensors into host memory that is used again, modules without their tensors.
 
 A copy into fresh memory takes three times as long as one into memory that has been written before, since the operating
-system has to provide each page. And ``copy.deepcopy`` of a module takes 40 us for each layer; most of what it looks
-at is empty or cannot change.
+system has to provide each page. Large pages are no way out: a virtual machine may have given free ones back to its
+host, and then waits five times as long for them. And ``copy.deepcopy`` of a module takes 40 us for each layer; most of
+what it looks at is empty or cannot change.
 """
 
 from __future__ import annotations
