@@ -174,8 +174,8 @@ class RunBatches:
         A point of a model's is often one that its run has already, which is then said again with the model: SQL stores
         keep it once and link it, but only after they have tried to take all that comes with it.
         """
-        linked = {metric.model_id: set[_Point]() for metric in batch.metrics if metric.model_id}
-        if not linked and not batch.uncertain:
+        models = {metric.model_id for metric in batch.metrics if metric.model_id}
+        if not models and not batch.uncertain:
             return batch.metrics
         again = {_point(metric) for metric in batch.metrics if metric.model_id}
         metrics = [metric for metric in batch.metrics if metric.model_id or _point(metric) not in again]
@@ -184,14 +184,13 @@ class RunBatches:
         held = set[_Point]()
         for key in {metric.key for metric in metrics if batch.uncertain or metric.model_id}:
             held.update(_point(metric) for metric in self._client.get_metric_history(self._run_id, key))
-        for model, points in linked.items():
-            points.update(_point(metric) for metric in self._client.get_logged_model(model).metrics or ())
+        linked = {model: self._points_of(model) for model in models}
         unsent = []
         for metric in metrics:
-            point = _point(metric)
+            point, of_model = _point(metric), linked.get(metric.model_id)
             if point not in held:
                 unsent.append(metric)
-            elif metric.model_id and point not in linked[metric.model_id]:
+            elif of_model is not None and point not in of_model:
                 if self._keeps_once:
                     unsent.append(metric)
                 elif not batch.uncertain:  # Else it may be linked already: a file store shows the last link only.
@@ -200,6 +199,16 @@ class RunBatches:
                         "twice; a store on SQLite does not: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
                     )
         return unsent
+
+    def _points_of(self, model_id: str) -> set[_Point] | None:
+        """Return the metrics that a model has; None for one that an earlier sender deleted, with nothing left to link.
+
+        Raises: what the store raises while it cannot be used.
+        """
+        found = guard.attempt(self._client.get_logged_model, model_id)
+        if found.error is not None and fault(found.error) is not Fault.REFUSED:
+            raise found.error
+        return None if found.value is None else {_point(metric) for metric in found.value.metrics or ()}
 
     def _fit(self, params: dict[str, str]) -> list[Param]:
         params = {clean_text(k): clean_text(v) for k, v in params.items()}

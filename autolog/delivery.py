@@ -275,9 +275,8 @@ class Delivery:
             if batch.full:
                 self._flush(record.run, rest=False)
             return
-        beside = isinstance(record, _BESIDE) or (isinstance(record, ModelFiles) and self._models.quick(record))
         # What was tried before may have failed at files, whose place can be away while the store is not.
-        if uncertain or not beside:
+        if uncertain or not self._goes_beside(record):
             self._flush(record.run)
         handler = self._HANDLERS[type(record)]
         # Only a derivation sends points itself; whether they may have been sent before is known here.
@@ -290,6 +289,10 @@ class Delivery:
         if fault(sent.error) is not Fault.REFUSED:
             raise sent.error
         self._refused(record.run, f"a {type(record).__name__} record", sent.error)
+
+    def _goes_beside(self, record: Record) -> bool:
+        """Return whether numbers that were said before `record` may come into the store after it."""
+        return isinstance(record, _BESIDE) or (isinstance(record, ModelFiles) and self._models.quick(record))
 
     def _refused(self, run: str, what: str, error: BaseException) -> None:
         """Say that `what` of a run is lost, unless that is because the run is gone.

@@ -16,7 +16,17 @@ from autolog import runtime
 from autolog.batches import clean_key
 from autolog.delivery import Delivery
 from autolog.opening import open_for_owner
-from autolog.records import DatasetInput, EndRun, OpenRun, Params, Points, Tags, Text
+from autolog.records import (
+    DatasetInput,
+    DeclareModel,
+    DropModels,
+    EndRun,
+    OpenRun,
+    Params,
+    Points,
+    Tags,
+    Text,
+)
 from autolog.spool import IN_DOUBT, Spool
 from autolog.uris import absolute_uri, without_credentials
 
@@ -115,6 +125,25 @@ def test_a_refused_dataset_loses_nothing_else(recorder, requests, spool) -> None
     assert [each.dataset.name for each in recorder.run().inputs.dataset_inputs] == ["X"]
     ((_, _, message),) = spool.problems()
     assert "dataset 'Z'" in message
+
+
+def test_points_of_a_checkpoint_that_an_earlier_sender_deleted_lose_nothing_else(recorder, spool) -> None:
+    spool.append(
+        [
+            opening(recorder),
+            DeclareModel("r", "m", "model", 0, {}, {}),
+            Points("r", 0, 1, {"loss": 0.5}, "m"),
+            Params("r", {"a": "1"}),
+            DropModels("r", ("m",)),
+            EndRun("r", "FINISHED", 3),
+        ]
+    )
+    Delivery(spool, own_process=False)._send(spool.pending(10))  # It dies before it says so.
+    Delivery(spool, own_process=False).send(spool.pending(10))
+    assert (spool.pending(10), spool.problems()) == ([], [])
+    run = recorder.run()
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
+    assert recorder.history(run, "loss") == [(0, 0.5)]
 
 
 @pytest.mark.parametrize("names", [["X"], ["W", "X"]])
