@@ -46,11 +46,12 @@ SPARK = """
 
     def wait_for_a_failed_run():
         path = os.environ["AUTOLOG_TRACKING_URI"].removeprefix("sqlite:///")
+        failed = "SELECT 1 FROM runs JOIN experiments e USING (experiment_id) WHERE status = 'FAILED' AND e.name = ?"
         until = time.monotonic() + 120
         while time.monotonic() < until:
             time.sleep(0.1)
             with contextlib.closing(sqlite3.connect(path, timeout=60)) as store:
-                if store.execute("SELECT COUNT(*) FROM runs WHERE status = 'FAILED'").fetchone()[0]:
+                if store.execute(failed, (os.environ["AUTOLOG_EXPERIMENT"],)).fetchone():
                     return
         raise TimeoutError("the first attempt's run did not end")
 
